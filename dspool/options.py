@@ -1,0 +1,320 @@
+"""PoolOptions: every option with its default, its range and what it means.
+
+The one place where options are validated, before any process is started. The reference page of the documentation is
+checked against the table below. Nothing here looks at the machine but for the number of usable cores.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+from dspool.errors import OptionsError
+from dspool.types import Affinity, CheckoutRequest, Verdict, WorkerInfo
+
+StartMethod = Literal["spawn"]
+CheckHook = Callable[[WorkerInfo, CheckoutRequest], Verdict]
+EventHook = Callable[[str, Mapping[str, Any]], None]
+
+MAX_WORKERS = 4096
+MAX_SLOTS = 128
+MAX_REMOVALS = 3
+"""Workers removed for one checkout before it gives up with CheckoutSkipped."""
+
+_pool_numbers = itertools.count(1)
+_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+
+def usable_cores() -> int:
+    """The number of cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+class _Range:
+    """A number's legal range, both ends included, and whether None ("no limit") is legal."""
+
+    def __init__(self, low: float, high: float = math.inf, *, none: bool = False, whole: bool = False) -> None:
+        self.low, self.high, self.none, self.whole = low, high, none, whole
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        upto = "or more" if self.high == math.inf else f"to {self.high:g}"
+        return f"{kind}, {self.low:g} {upto}{', or None' if self.none else ''}"
+
+    def admits(self, value: object) -> bool:
+        """Whether `value` lies in the range. Booleans are not numbers, NaN lies nowhere."""
+        if value is None:
+            return self.none
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
+            return False
+        return self.low <= value <= self.high
+
+
+_SECONDS = _Range(0)
+_POSITIVE = _Range(0.001)
+RANGES: dict[str, _Range] = {
+    "min_ready": _Range(0, MAX_WORKERS, none=True, whole=True),
+    "overflow": _Range(0, MAX_WORKERS, whole=True),
+    "overflow_linger_s": _SECONDS,
+    "slots": _Range(1, MAX_SLOTS, whole=True),
+    "start_timeout_s": _POSITIVE,
+    "start_concurrency": _Range(1, MAX_WORKERS, none=True, whole=True),
+    "timeout_s": _Range(0, none=True),
+    "queue_timeout_s": _Range(0, none=True),
+    "max_waiting": _Range(0, 1_000_000, whole=True),
+    "max_waiting_bytes": _Range(0, whole=True),
+    "max_frame_bytes": _Range(1024, 2**32 - 1, whole=True),
+    "max_restarts": _Range(0, whole=True),
+    "restart_window_s": _POSITIVE,
+    "quarantine_after": _Range(1, none=True, whole=True),
+    "quarantine_s": _SECONDS,
+    "max_retries": _Range(0, 100, whole=True),
+    "max_requests": _Range(1, none=True, whole=True),
+    "max_lifetime_s": _Range(0.001, none=True),
+    "max_rss_bytes": _Range(1, none=True, whole=True),
+    "ping_interval_s": _Range(0.001, none=True),
+    "ping_timeout_s": _POSITIVE,
+    "ping_failures": _Range(1, whole=True),
+    "grace_s": _SECONDS,
+    "cancel_grace_s": _SECONDS,
+    "affinity_wait_s": _SECONDS,
+    "session_ttl_s": _POSITIVE,
+    "max_sessions": _Range(1, whole=True),
+    "max_programs": _Range(1, whole=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerGroup:
+    """Workers of one kind, when a pool has several kinds.
+
+    Args:
+        name: the group's name; resize() takes it.
+        workers: how many, 0 or more.
+        labels: what calls may ask for with `require=`.
+        env: variables added to the pool's own `env`; None as a value removes one.
+        preload: modules imported before the first call, beside the pool's own `preload`.
+        overflow: workers beyond `workers` that may be started while calls wait.
+    """
+
+    name: str
+    workers: int
+    labels: frozenset[str] = frozenset()
+    env: Mapping[str, str | None] = field(default_factory=dict)
+    preload: tuple[str, ...] = ()
+    overflow: int = 0
+
+    def __post_init__(self) -> None:
+        labels = {self.labels} if isinstance(self.labels, str) else self.labels
+        object.__setattr__(self, "labels", frozenset(labels))
+        object.__setattr__(self, "preload", _names("preload", self.preload))
+        object.__setattr__(self, "env", _environment(self.env))
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise OptionsError(f"WorkerGroup.name must be 1 to 64 letters, digits or _ . : -, not {self.name!r}")
+        for option in ("workers", "overflow"):
+            _in_range(f"WorkerGroup({self.name!r}).{option}", getattr(self, option), _Range(0, MAX_WORKERS, whole=True))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolOptions:
+    """Everything a pool can be told. Values are checked here; OptionsError names option, value and range.
+
+    Attributes:
+        name: for logs and errors; unique by default, equal names may coexist.
+        workers: how many worker processes (default: usable cores), or a sequence of WorkerGroup.
+        lazy: start a worker when a call needs one, instead of all at open().
+        min_ready: how many must be ready before open() returns (default: all; none where lazy).
+        overflow: workers beyond `workers` that may be started while calls wait.
+        overflow_linger_s: seconds an idle overflow worker is kept.
+        slots: calls one worker runs at a time, each on a thread and a pipe of its own.
+        start_method: how workers are started; "spawn": a fresh interpreter each.
+        start_timeout_s: seconds from starting a worker until it must be ready.
+        start_concurrency: how many may be starting at a time (default: usable cores).
+        timeout_s: default deadline of a call, queue and run together, in seconds; None: no limit.
+        queue_timeout_s: deadline of the wait for a worker alone, in seconds; None: the call's own.
+        max_waiting: calls that may wait for a worker; 0 never queues.
+        max_waiting_bytes: bytes of encoded inputs that may wait.
+        max_frame_bytes: the largest message either way.
+        preload: modules a worker imports before it is ready.
+        warm: programs a worker loads before it is ready.
+        lm: the pool's LM: "provider/model", a dict of dspy.LM's arguments with "model", or a dspy.LM.
+        adapter: the pool's DSPy adapter: "chat", "json", "xml", "two_step" is not supported; or an Adapter instance.
+        env: variables added to the workers' environment; None as a value removes one.
+        check: hook(worker, request) -> KEEP | Remove(...) | Skip(...), called in the caller before each call is sent.
+        on_event: hook(name, fields), called on a thread of its own for each thing that happens to a worker or the pool.
+        debug_log: file that gets a line for each frame (header and timing, no content); created with mode 0600.
+        python: the workers' interpreter (default: this one).
+        max_restarts: failed starts within `restart_window_s` that a group may have before its starts are stopped.
+        restart_window_s: the window of `max_restarts`, seconds.
+        quarantine_after: workers that calls of one program may make exit in a row; None: any number.
+        quarantine_s: seconds a quarantined program is refused before it gets one trial.
+        max_retries: how often an idempotent call is sent again after its worker was lost.
+        max_requests: calls after which a worker is replaced (10 % jitter); None: never.
+        max_lifetime_s: seconds after which a worker is replaced (10 % jitter); None: never.
+        max_rss_bytes: resident memory over which a worker is replaced, seen twice in a row; None: never.
+        ping_interval_s: seconds a worker is idle before it is pinged; None: never.
+        ping_timeout_s: seconds it has to answer.
+        ping_failures: pings in a row it may miss before it is removed.
+        grace_s: seconds a worker has to stop by itself, and running calls have at close().
+        cancel_grace_s: seconds a call that can be cancelled has to end before its worker is removed.
+        affinity: how strongly a session holds on to its worker: "hint", "strict", "strict_fail_fast".
+        affinity_wait_s: seconds a call waits for its session's worker before it takes another ("hint").
+        session_ttl_s: seconds from its last use until a session is forgotten.
+        max_sessions: sessions remembered; the least recently used are forgotten first.
+        max_programs: programs a worker keeps loaded.
+    """
+
+    name: str = ""
+    workers: int | Sequence[WorkerGroup] | None = None
+    lazy: bool = False
+    min_ready: int | None = None
+    overflow: int = 0
+    overflow_linger_s: float = 60.0
+    slots: int = 1
+    start_method: StartMethod = "spawn"
+    start_timeout_s: float = 60.0
+    start_concurrency: int | None = None
+    timeout_s: float | None = 120.0
+    queue_timeout_s: float | None = None
+    max_waiting: int = 1000
+    max_waiting_bytes: int = 256 * 2**20
+    max_frame_bytes: int = 64 * 2**20
+    preload: tuple[str, ...] = ()
+    warm: tuple[Any, ...] = ()
+    lm: Any = None
+    adapter: Any = None
+    env: Mapping[str, str | None] = field(default_factory=dict)
+    check: CheckHook | None = None
+    on_event: EventHook | None = None
+    debug_log: str | os.PathLike[str] | None = None
+    python: str | os.PathLike[str] | None = None
+    max_restarts: int = 3
+    restart_window_s: float = 60.0
+    quarantine_after: int | None = 3
+    quarantine_s: float = 30.0
+    max_retries: int = 3
+    max_requests: int | None = None
+    max_lifetime_s: float | None = None
+    max_rss_bytes: int | None = None
+    ping_interval_s: float | None = 30.0
+    ping_timeout_s: float = 5.0
+    ping_failures: int = 3
+    grace_s: float = 5.0
+    cancel_grace_s: float = 1.0
+    affinity: Affinity = "hint"
+    affinity_wait_s: float = 0.25
+    session_ttl_s: float = 3600.0
+    max_sessions: int = 10_000
+    max_programs: int = 64
+
+    def __post_init__(self) -> None:
+        """Fill in what depends on the machine, then check every value."""
+        put = object.__setattr__
+        if self.name == "":
+            put(self, "name", f"pool-{next(_pool_numbers)}")
+        if self.workers is None:
+            put(self, "workers", usable_cores())
+        if self.start_concurrency is None:
+            put(self, "start_concurrency", usable_cores())
+        put(self, "preload", _names("preload", self.preload))
+        put(self, "warm", tuple(self.warm) if isinstance(self.warm, (list, tuple)) else (self.warm,))
+        put(self, "env", _environment(self.env))
+        for option, legal in RANGES.items():
+            _in_range(option, getattr(self, option), legal)
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise OptionsError(f"name must be 1 to 64 letters, digits or _ . : -, not {self.name!r}")
+        _one_of("affinity", self.affinity, get_args(Affinity))
+        _one_of("start_method", self.start_method, get_args(StartMethod))
+        for hook in ("check", "on_event"):
+            if getattr(self, hook) is not None and not callable(getattr(self, hook)):
+                raise OptionsError(f"{hook} must be callable or None, not {getattr(self, hook)!r}")
+        if not isinstance(self.lazy, bool):
+            raise OptionsError(f"lazy must be True or False, not {self.lazy!r}")
+        self._check_workers()
+
+    def _check_workers(self) -> None:
+        if isinstance(self.workers, (list, tuple)):
+            object.__setattr__(self, "workers", tuple(self.workers))
+            if not self.workers or not all(isinstance(group, WorkerGroup) for group in self.workers):
+                raise OptionsError(f"workers must be a number or a sequence of WorkerGroup, not {self.workers!r}")
+            if len({group.name for group in self.groups}) < len(self.groups):
+                raise OptionsError(f"workers: two groups have the same name: {[group.name for group in self.groups]}")
+            if self.overflow:
+                raise OptionsError("overflow: with groups, give each WorkerGroup its own overflow=")
+        else:
+            _in_range("workers", self.workers, _Range(0, MAX_WORKERS, whole=True))
+        if not 1 <= self.size + sum(group.overflow for group in self.groups) <= MAX_WORKERS:
+            raise OptionsError(f"workers and overflow together must be 1 to {MAX_WORKERS}, not {self.size}")
+        if self.min_ready is not None and self.min_ready > self.size:
+            raise OptionsError(f"min_ready must be at most the number of workers, {self.size}, not {self.min_ready}")
+
+    @property
+    def groups(self) -> tuple[WorkerGroup, ...]:
+        """The worker groups; one, named "default", where `workers` is a number."""
+        if isinstance(self.workers, tuple):
+            return self.workers
+        assert isinstance(self.workers, int)
+        return (WorkerGroup(name="default", workers=self.workers, overflow=self.overflow),)
+
+    @property
+    def size(self) -> int:
+        """Workers of all groups together, without overflow."""
+        return sum(group.workers for group in self.groups)
+
+    @property
+    def executable(self) -> str:
+        """The workers' interpreter."""
+        return os.fspath(self.python) if self.python is not None else sys.executable
+
+    @classmethod
+    def build(cls, options: PoolOptions | None, overrides: Mapping[str, Any]) -> PoolOptions:
+        """Options from an object, from keywords, or from both (keywords win).
+
+        Raises:
+            OptionsError: an unknown option, or a value out of range.
+        """
+        known = {entry.name for entry in fields(cls)}
+        for option in overrides:
+            if option not in known:
+                raise OptionsError(f"unknown option {option!r}; the options are {', '.join(sorted(known))}")
+        if options is None:
+            return cls(**overrides)
+        if not isinstance(options, PoolOptions):
+            raise OptionsError(f"options must be a PoolOptions, not {options!r}; pass options by keyword")
+        return replace(options, **overrides) if overrides else options
+
+
+def _in_range(option: str, value: object, legal: _Range) -> None:
+    if not legal.admits(value):
+        raise OptionsError(f"{option} must be {legal}; it is {value!r}")
+
+
+def _one_of(option: str, value: object, legal: tuple[str, ...]) -> None:
+    if value not in legal:
+        raise OptionsError(f"{option} must be one of {', '.join(legal)}; it is {value!r}")
+
+
+def _names(option: str, value: object) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
+        raise OptionsError(f"{option} must be module names; it is {value!r}")
+    return tuple(names)
+
+
+def _environment(value: object) -> dict[str, str | None]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise OptionsError(f"env must be a mapping of variable names to strings or None; it is a {type(value).__name__}")
+    for name, text in value.items():
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+            raise OptionsError(f"env has a bad variable name: {name!r}")
+        if text is not None and (not isinstance(text, str) or "\0" in text):
+            raise OptionsError(f"env[{name!r}] must be a string or None, not a {type(text).__name__}")
+    return dict(value)

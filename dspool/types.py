@@ -1,0 +1,179 @@
+"""The frozen structs that users see: verdicts, requests, reports, snapshots.
+
+Plain data without behaviour. Units are in the names; a time is seconds, a size is bytes, unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Affinity = Literal["hint", "strict", "strict_fail_fast"]
+WorkerState = Literal["starting", "idle", "busy", "draining", "stopping", "gone"]
+
+ExitReason = Literal[
+    # we asked for it
+    "stopped",
+    "resized",
+    "reloaded",
+    "recycle_requests",
+    "recycle_age",
+    "recycle_memory",
+    "removed",
+    "timeout",
+    "cancelled",
+    "killed",
+    # nobody asked for it
+    "boot_error",
+    "start_timeout",
+    "crash",
+    "exited",
+    "oom_suspect",
+    "protocol_error",
+    "hung",
+]
+
+
+class Keep(msgspec.Struct, frozen=True, tag=True):
+    """Verdict: the worker suits. Use the constant `KEEP`."""
+
+
+class Remove(msgspec.Struct, frozen=True, tag=True):
+    """Verdict: the worker is dead or suspect. It is killed and replaced; the same call goes on to another worker."""
+
+    reason: str
+
+
+class Skip(msgspec.Struct, frozen=True, tag=True):
+    """Verdict: the worker is fine but not for this call. It stays; the next worker is asked."""
+
+    reason: str
+
+
+KEEP = Keep()
+Verdict = Keep | Remove | Skip
+
+
+class CheckoutRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a `check` hook is told about the call that wants a worker."""
+
+    pool: str
+    lease_id: int
+    program: str | None
+    session: str | None
+    require: frozenset[str] = frozenset()
+    priority: int = 0
+    removals: int = 0
+    """Workers removed for this call so far."""
+
+
+class ExitReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a worker's end."""
+
+    worker_id: int
+    pid: int | None
+    reason: ExitReason
+    detail: str = ""
+    """What the reason alone doesn't say: the verdict's text, the protocol error, the boot error's last line."""
+    exit_code: int | None = None
+    """None where it ended by a signal or where the status is unknown."""
+    signal: str | None = None
+    """Name of the signal that ended it, e.g. "SIGSEGV"."""
+    status_known: bool = True
+    age_s: float = 0.0
+    calls: int = 0
+    """Calls it had been given, the last one included."""
+    peak_rss_bytes: int | None = None
+    output_tail: str = ""
+    """The last 8 KiB of what it wrote to stdout and stderr."""
+    stack_dump: str = ""
+    """Its threads' stacks at the deadline or at a fatal signal; empty where there was none."""
+    remote_traceback: str = ""
+    """For boot_error: the traceback that came through the pipe."""
+    start_method: str = "spawn"
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker as it was when asked."""
+
+    worker_id: int
+    pid: int | None
+    group: str
+    state: WorkerState
+    labels: frozenset[str]
+    slots: int
+    busy: int
+    programs: int
+    sessions: int
+    calls: int
+    age_s: float
+    rss_bytes: int | None
+    start_method: str
+    due: str | None = None
+    """Why it should be retired once its replacement is ready, or None."""
+    overflow: bool = False
+
+
+class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters since open() and gauges of now. Counters never go down."""
+
+    name: str
+    # gauges
+    workers: int
+    target: int
+    starting: int
+    idle: int
+    busy: int
+    draining: int
+    stopping: int
+    waiting: int
+    waiting_bytes: int
+    leased: int
+    sessions: int
+    paused: bool
+    breaker: Literal["closed", "open", "half_open"]
+    quarantined: tuple[str, ...]
+    suspects: tuple[str, ...]
+    # counters
+    checkouts: int
+    granted: int
+    calls_ok: int
+    calls_failed: int
+    """Calls whose program raised; their workers are healthy."""
+    calls_lost: int
+    """Calls whose worker was lost."""
+    calls_timeout: int
+    calls_cancelled: int
+    retries: int
+    queue_timeouts: int
+    rejected: dict[str, int]
+    """Refused checkouts by error name: PoolSaturated, PoolBroken, ..."""
+    skips: int
+    removals: int
+    started: int
+    replaced: int
+    start_failures: int
+    exits: dict[str, int]
+    """Worker ends by exit reason."""
+    spills: int
+    """Hint sessions that moved because their worker stayed busy."""
+    repins: int
+    queue_wait_s_sum: float
+    queue_wait_s_max: float
+    run_s_sum: float
+    run_s_max: float
+    last_exit: ExitReport | None = None
+    start_method: str = "spawn"
+    start_method_reason: str = ""
+    """Why another start method is used than the one asked for; empty where it is the same."""
+
+
+class PoolHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the pool can do its work: ready workers against the target."""
+
+    status: Literal["healthy", "degraded", "unhealthy"]
+    ready: int
+    target: int
+    breaker: Literal["closed", "open", "half_open"]
+    last_exit: ExitReport | None = None
