@@ -1,0 +1,1 @@
+"""What tests and benchmarks of pools need, shipped so that an application's own tests can use it too."""
