@@ -9,73 +9,90 @@ Names are imported when they are first used (PEP 562): a worker process starts w
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
-
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dspool.errors import (
         CallCancelled as CallCancelled,
-    )
-    from dspool.errors import (
         CallTimeout as CallTimeout,
+        CheckoutSkipped as CheckoutSkipped,
+        DspoolError as DspoolError,
+        EncodeError as EncodeError,
+        FrameTooLarge as FrameTooLarge,
+        InvalidMessage as InvalidMessage,
+        MalformedFrame as MalformedFrame,
+        OptionsError as OptionsError,
+        PoolBroken as PoolBroken,
+        PoolClosed as PoolClosed,
+        PoolError as PoolError,
+        PoolSaturated as PoolSaturated,
+        ProgramError as ProgramError,
+        ProgramExists as ProgramExists,
+        ProgramNotFound as ProgramNotFound,
+        ProgramQuarantined as ProgramQuarantined,
+        ProtocolError as ProtocolError,
+        QueueTimeout as QueueTimeout,
+        SessionBusy as SessionBusy,
+        SessionLost as SessionLost,
+        WorkerError as WorkerError,
+        WorkerLost as WorkerLost,
+        WorkerStartError as WorkerStartError,
+    )
+    from dspool.options import PoolOptions as PoolOptions, WorkerGroup as WorkerGroup
+    from dspool.pool.aio import AsyncPool as AsyncPool
+    from dspool.pool.blocking import Pool as Pool
+    from dspool.pool.leases import AsyncLease as AsyncLease, Lease as Lease
+    from dspool.types import (
+        KEEP as KEEP,
+        CheckoutRequest as CheckoutRequest,
+        ExitReport as ExitReport,
+        Keep as Keep,
+        PoolHealth as PoolHealth,
+        PoolStats as PoolStats,
+        Remove as Remove,
+        Skip as Skip,
+        Verdict as Verdict,
+        WorkerInfo as WorkerInfo,
     )
 
-_HOMES = {
-    "dspool.pool.blocking": ("Pool",),
-    "dspool.pool.aio": ("AsyncPool",),
-    "dspool.pool.lease": ("Lease", "AsyncLease"),
-    "dspool.options": ("PoolOptions", "WorkerGroup"),
-    "dspool.types": (
-        "KEEP",
-        "CheckoutRequest",
-        "ExitReport",
-        "PoolHealth",
-        "PoolStats",
-        "Remove",
-        "Skip",
-        "Verdict",
-        "WorkerInfo",
-    ),
-    "dspool.errors": (
-        "CallCancelled",
-        "CallTimeout",
-        "CheckoutSkipped",
-        "DspoolError",
-        "EncodeError",
-        "FrameTooLarge",
-        "InvalidMessage",
-        "MalformedFrame",
-        "OptionsError",
-        "PoolBroken",
-        "PoolClosed",
-        "PoolError",
-        "PoolSaturated",
-        "ProgramError",
-        "ProgramExists",
-        "ProgramNotFound",
-        "ProgramQuarantined",
-        "ProtocolError",
-        "QueueTimeout",
-        "SessionBusy",
-        "SessionLost",
-        "WorkerError",
-        "WorkerLost",
-        "WorkerStartError",
-    ),
+_NAMES = {
+    "dspool.errors": """
+        CallCancelled CallTimeout CheckoutSkipped DspoolError EncodeError FrameTooLarge InvalidMessage
+        MalformedFrame OptionsError PoolBroken PoolClosed PoolError PoolSaturated ProgramError ProgramExists
+        ProgramNotFound ProgramQuarantined ProtocolError QueueTimeout SessionBusy SessionLost WorkerError
+        WorkerLost WorkerStartError
+    """,
+    "dspool.options": """
+        PoolOptions WorkerGroup
+    """,
+    "dspool.pool.aio": """
+        AsyncPool
+    """,
+    "dspool.pool.blocking": """
+        Pool
+    """,
+    "dspool.pool.leases": """
+        AsyncLease Lease
+    """,
+    "dspool.types": """
+        KEEP CheckoutRequest ExitReport Keep PoolHealth PoolStats Remove Skip Verdict WorkerInfo
+    """,
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name: home for home, names in _NAMES.items() for name in names.split()}
 __all__ = ["__version__", *sorted(_HOME_OF)]
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if home is None:
+    if name == "__version__":
+        value: Any = importlib.metadata.version("dspool")
+    elif name in _HOME_OF:
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    else:
         raise AttributeError(f"module 'dspool' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF})
+    return sorted({*globals(), *__all__})

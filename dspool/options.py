@@ -111,8 +111,8 @@ class WorkerGroup:
     overflow: int = 0
 
     def __post_init__(self) -> None:
-        labels = {self.labels} if isinstance(self.labels, str) else self.labels
-        object.__setattr__(self, "labels", frozenset(labels))
+        labels: Any = self.labels  # people pass a string, a list, a set
+        object.__setattr__(self, "labels", frozenset({labels} if isinstance(labels, str) else labels))
         object.__setattr__(self, "preload", _names("preload", self.preload))
         object.__setattr__(self, "env", _environment(self.env))
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -311,7 +311,9 @@ def _environment(value: object) -> dict[str, str | None]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise OptionsError(f"env must be a mapping of variable names to strings or None; it is a {type(value).__name__}")
+        raise OptionsError(
+            f"env must be a mapping of variable names to strings or None; it is a {type(value).__name__}"
+        )
     for name, text in value.items():
         if not isinstance(name, str) or not name or "=" in name or "\0" in name:
             raise OptionsError(f"env has a bad variable name: {name!r}")

@@ -24,6 +24,7 @@ ROOMS = {
     "dspool": "root",
     "dspool.__main__": "cli",
     "dspool.errors": "errors",
+    "dspool.logs": "logs",
     "dspool.options": "options",
     "dspool.types": "types",
     "dspool.protocol": "protocol",
@@ -46,16 +47,18 @@ MAY_IMPORT = {
     "errors": BASE,
     "options": BASE,
     "types": BASE,
+    # Where log lines go is nobody's business but the application's.
+    "logs": frozenset(),
     # What crosses a pipe is known to both ends, so it knows neither.
     "protocol": BASE,
     # A worker knows its pipes and not who holds the other ends.
     "worker": BASE | {"protocol"},
     # The mechanism of processes carries out orders without knowing the policy, nor what runs inside a worker.
-    "supervisor": BASE | {"protocol"},
+    "supervisor": BASE | {"protocol", "logs"},
     # The core decides and has nothing to carry out with.
     "core": BASE,
     # The drivers join the core's decisions to pipes and processes.
-    "pool": BASE | {"protocol", "supervisor", "core"},
+    "pool": BASE | {"protocol", "supervisor", "core", "logs"},
     # The daemon is a pool behind a socket: it uses what any application can use.
     "daemon": BASE | {"protocol", "pool", "root"},
     # The harness measures pools and daemons from outside.
