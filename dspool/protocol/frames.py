@@ -1,0 +1,192 @@
+"""Frames: a 4-byte big-endian length, then that many bytes. Sans-IO.
+
+Rules:
+    1. The cap is checked as soon as the four bytes are there, before anything is allocated for the body.
+    2. The buffer grows with the bytes received, never with the length claimed: to GROWTH times what it holds at most.
+    3. Any chunking gives the same frames; only ProtocolError is ever raised, and after it the decoder stays broken.
+    4. A large frame's buffer is given back before the next receive.
+
+A frame handed out is a view into the decoder's buffer, good until the next call of feed() or space().
+
+Knows nothing of sockets, and of a body only how long it is.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from dspool.errors import FrameTooLarge, MalformedFrame
+
+HEADER_BYTES = 4
+DEFAULT_MAX_FRAME_BYTES = 64 * 2**20
+GROWTH = 4
+"""With 2 a large frame is moved more often than it need be; with more, a lie about a frame's length costs more."""
+
+_NO_VIEW = memoryview(b"")
+_LENGTH = struct.Struct(">I")
+_LONGEST = 2**32 - 1
+_ROOM = 64 * 1024
+"""What the buffer starts with, and goes back to after a frame for which it grew over _KEPT."""
+_KEPT = 256 * 1024
+_LITTLE = 4 * 1024
+"""With less than this free, and less than the frame still needs, room is made before the next receive."""
+
+
+def encode_frame(body: bytes | bytearray | memoryview, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> bytearray:
+    """A frame with `body` in it.
+
+    Raises:
+        FrameTooLarge: the body is over the cap.
+    """
+    frame = bytearray(HEADER_BYTES)
+    frame += body
+    seal_frame(frame, max_frame_bytes)
+    return frame
+
+
+def seal_frame(frame: bytearray, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
+    """Write the length into the first four bytes of `frame`, whose body stands behind them already.
+
+    Raises:
+        FrameTooLarge: the body is over the cap.
+    """
+    length = len(frame) - HEADER_BYTES
+    if length > max_frame_bytes or length > _LONGEST:
+        raise FrameTooLarge(f"a message of {length:,} bytes is over max_frame_bytes={max_frame_bytes:,}")
+    _LENGTH.pack_into(frame, 0, length)
+
+
+class FrameDecoder:
+    """Bytes in, in any chunks; frames out.
+
+    Either receive into space() and say received(), or feed(); then take next_frame() until it gives None.
+
+    Args:
+        max_frame_bytes: the longest body that is taken.
+    """
+
+    __slots__ = ("_broken", "_buffer", "_end", "_needed", "_start", "_view", "max_frame_bytes")
+
+    def __init__(self, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
+        self.max_frame_bytes = max_frame_bytes
+        self._buffer = bytearray(_ROOM)
+        self._view = memoryview(self._buffer)
+        self._start = 0  # first byte not handed out
+        self._end = 0  # first byte not received
+        self._needed = (
+            HEADER_BYTES  # bytes from _start that the frame under way takes, header included, as far as known
+        )
+        self._broken: str | None = None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes received and not handed out."""
+        return self._end - self._start
+
+    def space(self) -> memoryview:
+        """Room to receive into, never empty; say with received() how much was used. Views from before are void."""
+        held = self._end - self._start
+        if not held:
+            self._start = self._end = 0
+            if len(self._buffer) > _KEPT:
+                self._buffer = bytearray(_ROOM)
+                self._view = memoryview(self._buffer)
+            return self._view
+        free = len(self._buffer) - self._end
+        if free < _LITTLE and free < max(1, self._needed - held):
+            self._make_room(held)
+        return self._view[self._end :]
+
+    def received(self, count: int) -> None:
+        """`count` bytes were received into the last space()."""
+        self._end += count
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take `data`, in place of space() and received().
+
+        Raises:
+            FrameTooLarge: the length of the first frame in it is over the cap.
+        """
+        rest = memoryview(data)
+        self._check_header()
+        while rest:
+            room = self.space()
+            count = min(len(room), len(rest))
+            room[:count] = rest[:count]
+            del room  # so that the buffer can grow in place
+            self.received(count)
+            rest = rest[count:]
+            self._check_header()
+
+    def next_frame(self) -> memoryview | None:
+        """The next whole frame's body, or None until more bytes have come.
+
+        Raises:
+            FrameTooLarge: the length is over the cap.
+        """
+        start, end = self._start, self._end
+        if end - start < HEADER_BYTES or self._broken:
+            self._check_header()
+            return None
+        (length,) = _LENGTH.unpack_from(self._buffer, start)
+        stop = start + HEADER_BYTES + length
+        if stop > end or length > self.max_frame_bytes:
+            self._check_header()
+            return None
+        self._start = stop
+        self._needed = HEADER_BYTES
+        return self._view[start + HEADER_BYTES : stop]
+
+    def finish(self) -> None:
+        """The pipe ended. To be called when next_frame() gives None.
+
+        Raises:
+            MalformedFrame: it ended inside a frame.
+            FrameTooLarge: it was broken before.
+        """
+        self._check_header()
+        if self.buffered:
+            raise MalformedFrame(f"the pipe ended after {self.buffered:,} of {self._needed:,} bytes of a frame")
+
+    def _check_header(self) -> None:
+        """Learn what the frame under way needs."""
+        if self._broken is None and self._end - self._start >= HEADER_BYTES:
+            (length,) = _LENGTH.unpack_from(self._buffer, self._start)
+            self._needed = HEADER_BYTES + length
+            if length > self.max_frame_bytes:
+                header = bytes(self._view[self._start : self._start + HEADER_BYTES])
+                self._broken = _too_large(header, length, self.max_frame_bytes)
+        if self._broken is not None:
+            raise FrameTooLarge(self._broken)
+
+    def _make_room(self, held: int) -> None:
+        """Move what is held to the front; grow too, unless there is little of it or its frame fits as it is."""
+        size = len(self._buffer)
+        if self._start:
+            self._view[:held] = self._view[self._start : self._end]
+            self._start, self._end = 0, held
+        if held > size // GROWTH and not held < self._needed <= size:
+            self._grow(max(size, min(max(self._needed, 2 * held), GROWTH * held + _ROOM)))
+
+    def _grow(self, size: int) -> None:
+        """To `size` bytes, in place, so that no page is copied, zeroed or touched before it is needed.
+
+        Bytes behind the end mean nothing, so a bytearray's own content may fill them. Where a caller still holds a view
+        the bytearray can't be resized, and another takes its place.
+        """
+        self._view = _NO_VIEW
+        try:
+            self._buffer *= size // len(self._buffer)
+            self._buffer += self._buffer[: size - len(self._buffer)]
+        except BufferError:
+            fresh = bytearray(size)
+            fresh[: len(self._buffer)] = self._buffer
+            self._buffer = fresh
+        self._view = memoryview(self._buffer)
+
+
+def _too_large(header: bytes, length: int, cap: int) -> str:
+    message = f"a frame says it is {length:,} bytes long; max_frame_bytes={cap:,}"
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in header):
+        message += f"; its first four bytes are the text {header.decode()!r}: the length header seems to be missing"
+    return message

@@ -1,0 +1,194 @@
+"""Messages: requests and responses in the schema of the original bridge, with fields of our own beside its.
+
+    request   {"id": int >= 0, "command": str, "args": {...}}   + session_id, deadline_ms, traceparent, timestamp
+    response  {"id", "success": true, "result", "timestamp"}    + usage
+              {"id", "success": false, "error": str, "timestamp"}   + error_info
+
+Unknown fields and unknown args are ignored. `id` is null in the answer to a body whose id can't be read. Errors name
+fields and types, never values: a body that is wrong may still hold secrets.
+
+Knows nothing of bytes and pipes.
+
+What goes through which pipe:
+    slot pipe      execute_program, create_program; one request, one response, in turn
+    control pipe   ping (id 0 with a BootConfig is the handshake), dump, get_stats, shutdown
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import msgspec
+
+from dspool.errors import InvalidMessage
+
+PROTOCOL_VERSION = 1
+HANDSHAKE_ID = 0
+
+MAX_ID = 2**63 - 1
+"""JSON has no limit, but an id that MessagePack can't carry couldn't be answered."""
+
+Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
+
+
+class Request(msgspec.Struct, omit_defaults=True):
+    """What a worker is asked. `deadline_ms` is what was left when it was written."""
+
+    id: Id
+    command: str
+    args: dict[str, Any]
+    session_id: str | None = None
+    deadline_ms: int | None = None
+    traceparent: str | None = None
+    timestamp: str | float | None = None
+
+
+class ErrorInfo(msgspec.Struct, omit_defaults=True):
+    """What is known of an error beside its text."""
+
+    code: str
+    message: str = ""
+    type: str = ""
+    mro: list[str] = []
+    traceback: str = ""
+    retryable: bool = False
+    status: int | None = None
+    retry_after_s: float | None = None
+    details: dict[str, Any] = {}
+
+
+class Response(msgspec.Struct, omit_defaults=True):
+    """What it answers. `timestamp` is the worker's wall clock, seconds since the epoch."""
+
+    id: Id | None
+    success: bool
+    result: Any = msgspec.UNSET
+    error: str | None = None
+    error_info: ErrorInfo | None = None
+    usage: dict[str, Any] | None = None
+    timestamp: float = 0.0
+
+
+def _wall_clock() -> float:
+    return time.time()  # noqa: TID251  a date for the bridge's clients, which read seconds since the epoch; no duration
+
+
+def answered(request_id: int | None, result: Any, usage: dict[str, Any] | None = None) -> Response:
+    """A successful response, stamped now."""
+    return Response(request_id, True, result, usage=usage, timestamp=_wall_clock())
+
+
+def refused(request_id: int | None, info: ErrorInfo) -> Response:
+    """A failed response, stamped now; the bare string `error` is the info's message."""
+    return Response(request_id, False, error=info.message, error_info=info, timestamp=_wall_clock())
+
+
+def validate_request(body: Any) -> Request:
+    """A decoded body as a Request.
+
+    Raises:
+        InvalidMessage: with the code that says what is wrong, and the id where it could be read.
+    """
+    if not isinstance(body, dict):
+        raise InvalidMessage(f"a request is an object, not {type(body).__name__}", "missing_id")
+    request_id = body.get("id")
+    if request_id is None:
+        raise InvalidMessage("a request needs an id", "missing_id")
+    if isinstance(request_id, bool) or not isinstance(request_id, int):
+        raise InvalidMessage(f"an id is a whole number, not {type(request_id).__name__}", "invalid_id")
+    if not 0 <= request_id <= MAX_ID:
+        raise InvalidMessage("an id is a whole number from 0 to 2**63 - 1", "invalid_id")
+    if "command" not in body:
+        raise InvalidMessage("a request needs a command", "missing_command", request_id)
+    if not isinstance(body["command"], str) or not body["command"]:
+        raise InvalidMessage("a command is a non-empty string", "invalid_command", request_id)
+    if "args" not in body:
+        raise InvalidMessage("a request needs args", "missing_args", request_id)
+    if not isinstance(body["args"], dict) or not all(isinstance(name, str) for name in body["args"]):
+        raise InvalidMessage("args is an object", "invalid_args", request_id)
+    try:
+        return msgspec.convert({name: body[name] for name in Request.__struct_fields__ if name in body}, Request)
+    except msgspec.ValidationError as error:
+        raise InvalidMessage(f"a field of the request is wrong: {error}", "invalid_args", request_id) from None
+
+
+# What the commands of a pool's pipes carry. A worker is told of programs and LMs in these forms only.
+
+
+class LMSpec(msgspec.Struct, omit_defaults=True, frozen=True):
+    """An LM as plain data: what dspy.LM is built with, or, for an LM that is an object of its own, its pickle.
+
+    `digest` identifies it: equal specs are one LM object in a worker.
+    """
+
+    digest: str
+    model: str = ""
+    kwargs: dict[str, Any] = {}
+    pickled: bytes | None = None
+
+
+class PickledProgram(msgspec.Struct, tag="pickled", omit_defaults=True):
+    """A DSPy module or a plain callable, cloudpickled by the manager; LMs stripped, sent by predictor name in `lms`."""
+
+    data: bytes
+    label: str = ""
+    lms: dict[str, LMSpec] = {}
+
+
+class SignatureProgram(msgspec.Struct, tag="signature", omit_defaults=True):
+    """dspy.Predict over a signature string."""
+
+    signature: str
+
+
+class ImportedProgram(msgspec.Struct, tag="imported", omit_defaults=True):
+    """A DSPy module, module class or callable by its import path, "package.module:attribute"."""
+
+    path: str
+
+
+class DefinedProgram(msgspec.Struct, tag="defined", omit_defaults=True):
+    """A definition as the original bridge's create_program takes it."""
+
+    definition: dict[str, Any]
+
+
+ProgramSpec = PickledProgram | SignatureProgram | ImportedProgram | DefinedProgram
+
+
+class NamedProgram(msgspec.Struct):
+    """A program and the id it is run by."""
+
+    program_id: str
+    spec: ProgramSpec
+
+
+class BootConfig(msgspec.Struct, omit_defaults=True):
+    """What the handshake tells a worker."""
+
+    worker_id: int
+    pool: str
+    sys_path: list[str] = []
+    preload: list[str] = []
+    warm: list[NamedProgram] = []
+    lm: LMSpec | None = None
+    adapter: Any = None
+    """Name of a DSPy adapter as str, or an Adapter cloudpickled as bytes. Any, since msgspec reads no `str | bytes`."""
+    max_programs: int = 64
+    max_frame_bytes: int = 64 * 2**20
+
+
+class ExecuteArgs(msgspec.Struct, omit_defaults=True):
+    """execute_program: run it; result is {"value": ...} for a plain callable, {"outputs": {...}} for a DSPy program."""
+
+    program_id: str
+    inputs: dict[str, Any]
+    lm: LMSpec | None = None
+
+
+class CreateArgs(msgspec.Struct):
+    """create_program: keep the program under this id; result is {"program_id", "status": "created"}."""
+
+    program_id: str
+    spec: ProgramSpec
