@@ -1,0 +1,290 @@
+"""Writes docs/reference/ from the code: options, errors, commands, public names.
+
+    python docs/build_reference.py            write the pages
+    python docs/build_reference.py --check    say which pages differ from what the code gives, and fail
+
+What a page says of an option, an error, a command or a method is its docstring's or its help's own text, so this is
+the place to change how pages look, and the code the place to change what they say. A test runs the check.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import click
+
+import dspool
+from dspool import errors
+from dspool.cli.commands import dspool as commands
+from dspool.cli.exits import EXIT_CODES
+from dspool.options import RANGES, PoolOptions, WorkerGroup
+from dspool.types import CheckoutRequest, ExitReport, PoolHealth, PoolStats, Remove, Skip, WorkerInfo
+
+FOLDER = Path(__file__).parent / "reference"
+MADE_BY = "<!-- Made by docs/build_reference.py from the code: change that, not this page. -->\n"
+_FILLED_IN = {"name": "unique", "workers": "usable cores", "start_concurrency": "usable cores"}
+_CODE_WIDTH = 100
+_ENTRY = re.compile(r"^ {4}(\*{0,2}\w+): (.*(?:\n {8,}.*)*)", re.MULTILINE)
+
+
+def pages() -> dict[str, str]:
+    """File name -> text."""
+    return {"options.md": options(), "errors.md": error_tree(), "cli.md": command_line(), "api.md": api()}
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def options() -> str:
+    """PoolOptions and WorkerGroup as tables."""
+    return "\n".join(
+        [
+            "# Options of a pool\n",
+            MADE_BY,
+            "Each is a keyword of `dspool.Pool` and `dspool.AsyncPool`, or a field of a `dspool.PoolOptions`. They are",
+            "checked before any process is started: `OptionsError` names option, value and range. Units are in the",
+            "names. How to choose the important ones is in",
+            "[Choose workers and slots](../how-to/choose-workers-and-slots.md).\n",
+            _table(PoolOptions, "Attributes", RANGES),
+            "## Worker groups\n",
+            "`workers=` may be a list of `dspool.WorkerGroup`, when a pool has workers of several kinds. Calls choose",
+            "with `require=`.\n",
+            _table(WorkerGroup, "Args", {}),
+        ]
+    )
+
+
+def _table(cls: Any, section: str, ranges: dict[str, Any]) -> str:
+    described = entries(cls.__doc__, section)
+    lines = ["| option | default | values | |", "| --- | --- | --- | --- |"]
+    for field in dataclasses.fields(cls):
+        values = str(ranges.get(field.name, ""))
+        lines.append(f"| `{field.name}` | {_default(field)} | {values} | {described.pop(field.name)} |")
+    if described:
+        raise ValueError(f"{cls.__name__}'s docstring describes what it doesn't have: {', '.join(described)}")
+    return "\n".join(lines) + "\n"
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.name in _FILLED_IN and field.default in ("", None):
+        return _FILLED_IN[field.name]
+    if field.default is not dataclasses.MISSING:
+        value = field.default
+        if isinstance(value, int) and value >= 2**20 and value % 2**20 == 0:
+            return f"{value // 2**20} MiB"
+        return "none" if value in ((), frozenset()) else f"`{value!r}`"
+    return "none" if field.default_factory is not dataclasses.MISSING else "required"
+
+
+def entries(docstring: str | None, section: str) -> dict[str, str]:
+    """Name -> text of a Google-style section."""
+    text = inspect.cleandoc(docstring or "")
+    body = text.partition(f"\n{section}:\n")[2]
+    body = re.split(r"\n(?=\S)", body, maxsplit=1)[0]
+    return {name.lstrip("*"): _escaped(_joined(found)) for name, found in _ENTRY.findall(body)}
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def error_tree() -> str:
+    """The hierarchy, and each class's own words."""
+    doc = inspect.cleandoc(errors.__doc__ or "")
+    tree = doc.partition("\n\n")[2].partition("\n\nRules:")[0]
+    parts = [
+        "# Errors\n",
+        MADE_BY,
+        "Everything that dspool raises on purpose is a `DspoolError`. A message names the pool, the worker and the",
+        "numbers, and says what to do. What a dead worker means for a call is in",
+        "[Delivery](../explanation/delivery.md).\n",
+        "```text",
+        inspect.cleandoc(tree),
+        "```\n",
+        "`retryable` says whether the same call may succeed later, as it is:\n",
+        "| error | retryable |",
+        "| --- | --- |",
+    ]
+    classes = [cls for cls in vars(errors).values() if inspect.isclass(cls) and issubclass(cls, errors.DspoolError)]
+    for cls in classes:
+        value = getattr(cls, "retryable", None)
+        if value is not None:
+            parts.append(f"| `{cls.__name__}` | {'yes' if value else 'no'} |")
+    parts.append("| `ProgramError` | its attribute `retryable` says |\n")
+    for cls in classes:
+        bases = " and a ".join(f"`{base.__name__}`" for base in cls.__bases__ if base is not Exception)
+        parts += [f"## {cls.__name__}\n", *([f"Is a {bases}.\n"] if bases else []), _prose(cls.__doc__)]
+    return "\n".join(parts)
+
+
+def _prose(docstring: str | None) -> str:
+    """A Google-style docstring as Markdown: sections become bold words and lists, examples code."""
+    lines: list[str] = []
+    for block in inspect.cleandoc(docstring or "").split("\n\n"):
+        head, _, body = block.partition("\n")
+        if re.fullmatch(r"(Args|Attributes|Raises|Returns|Cancellation|Source):", head):
+            found = [(name, _joined(text)) for name, text in _ENTRY.findall(body)]
+            items = [f"* `{name}`: {text}" for name, text in found] or [_joined(body)]
+            lines += [f"**{head[:-1]}**\n", *items, ""]
+        elif block.startswith("    "):
+            lines += ["```python", textwrap.dedent(block), "```", ""]
+        else:
+            lines += [block, ""]
+    return "\n".join(lines)
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def command_line() -> str:
+    """The commands with their options, and the exit codes."""
+    parts = [
+        "# The command line\n",
+        MADE_BY,
+        "Answers go to stdout or to the file that was named, everything else to stderr. An error is one paragraph;",
+        "`--traceback` shows where it came from.\n",
+        "## Exit codes\n",
+        "| code | means |",
+        "| --- | --- |",
+        *(f"| {code.value} | {meaning} |" for code, meaning in EXIT_CODES.items()),
+        "",
+    ]
+    for name, command in commands.commands.items():
+        usage = " ".join(["dspool", name, "[OPTIONS]", *map(_metavar, _arguments(command))])
+        parts += [f"## dspool {name}\n", f"```text\n{usage}\n```\n", _help(command), "| option | |", "| --- | --- |"]
+        parts += [_option(option) for option in command.params if isinstance(option, click.Option)]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _arguments(command: click.Command) -> list[click.Argument]:
+    return [parameter for parameter in command.params if isinstance(parameter, click.Argument)]
+
+
+def _metavar(parameter: click.Parameter) -> str:
+    return parameter.metavar or (parameter.name or "").upper()
+
+
+def _help(command: click.Command) -> str:
+    """The help text; what click is told not to wrap becomes a block."""
+    parts = []
+    for block in inspect.cleandoc(command.help or "").split("\n\n"):
+        if block.startswith("\b\n"):
+            lines = block.splitlines()[1:]
+            if not lines[0].startswith(" "):
+                parts.append(lines.pop(0) + "\n")
+            parts.append("```text\n" + "\n".join(line.removeprefix("  ") for line in lines) + "\n```\n")
+        else:
+            parts.append(block + "\n")
+    return "\n".join(parts)
+
+
+def _option(option: click.Option) -> str:
+    names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
+    if isinstance(option.type, click.Choice):
+        names += f" {' or '.join(map(str, option.type.choices))}"
+    elif not (option.is_flag or option.count):
+        names += f" {_metavar(option)}"
+    default = f" [default: {option.default}]" if option.show_default else ""
+    return f"| {names} | {_escaped(option.help or '')}{default} |"
+
+
+# --- public names -----------------------------------------------------------------------------------------------------
+
+
+def api() -> str:
+    """Pool, AsyncPool, the leases and the structs."""
+    parts = [
+        "# Public names\n",
+        MADE_BY,
+        "All of them are in `dspool`. `dspool.Pool` is for threads, `dspool.AsyncPool` for asyncio and trio: the same",
+        "names, arguments, values and errors, awaited. [Options](options.md) and [errors](errors.md) have pages of",
+        "their own.\n",
+    ]
+    for cls in (dspool.Pool, dspool.AsyncPool, dspool.Lease, dspool.AsyncLease):
+        parts += [f"## {cls.__name__}\n", _prose(cls.__doc__)]
+        for name, member in public_members(cls).items():
+            parts += [_signature(cls, name, member), _prose(_callable(member).__doc__)]
+    parts.append("## Structs\n\nFrozen; what a method returned doesn't change afterwards.\n")
+    for struct in (WorkerInfo, PoolStats, PoolHealth, ExitReport, CheckoutRequest, Remove, Skip):
+        fields = [f"{name}: {kind}" for name, kind in struct.__annotations__.items()]
+        parts += [f"### {struct.__name__}\n", _prose(struct.__doc__), "```python", *fields, "```\n"]
+    parts.append("`dspool.KEEP` is the third verdict of a `check` hook, beside `Remove(reason)` and `Skip(reason)`.\n")
+    return "\n".join(parts)
+
+
+def public_members(cls: type) -> dict[str, Any]:
+    """Methods and properties without an underscore, in the order of the source, inherited ones last."""
+    found: dict[str, Any] = {}
+    for owner in cls.__mro__[:-1]:
+        for name, member in vars(owner).items():
+            if not name.startswith("_") and (isinstance(member, property) or inspect.isfunction(member)):
+                found.setdefault(name, member)
+    return found
+
+
+def _callable(member: Any) -> Any:
+    return member.fget if isinstance(member, property) else member
+
+
+def _signature(cls: type, name: str, member: Any) -> str:
+    signature = inspect.signature(_callable(member))
+    returns = signature.return_annotation
+    if isinstance(member, property):
+        shown = f"{name}: {returns}"
+    else:
+        parts = _parameters(signature)
+        prefix = "async def " if inspect.iscoroutinefunction(member) else "def "
+        shown = f"{prefix}{name}({', '.join(parts)}) -> {returns}"
+        if len(shown) > _CODE_WIDTH:
+            shown = "\n".join([f"{prefix}{name}(", *(f"    {part}," for part in parts), f") -> {returns}"])
+    return f"### {cls.__name__}.{name}\n\n```python\n{shown}\n```\n"
+
+
+def _parameters(signature: inspect.Signature) -> list[str]:
+    """As they stand in the source, without self."""
+    parts: list[str] = []
+    for parameter in signature.parameters.values():
+        if parameter.name == "self":
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in parts:
+            parts.append("*")
+        stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        default = parameter.default
+        ending = "" if default is parameter.empty else f" = {'...' if default is ... else repr(default)}"
+        parts.append(f"{stars}{parameter.name}: {parameter.annotation}{ending}")
+    return parts
+
+
+def main() -> int:
+    """Write the pages, or with --check compare them."""
+    differ = [name for name, text in pages().items() if _read(FOLDER / name) != text]
+    if "--check" in sys.argv[1:]:
+        for name in differ:
+            print(f"docs/reference/{name} is not what the code gives; run: python docs/build_reference.py")
+        return 1 if differ else 0
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

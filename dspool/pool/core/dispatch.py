@@ -1,0 +1,384 @@
+"""Who gets which worker: checkout, queueing, offers, sessions' pins, refusals.
+
+Rules:
+    1. A lease keeps its call_id for life; a free slot goes to the earliest waiter that may use it; a newcomer takes one
+       only if no earlier waiter may. At the end of a step no slot is idle while a waiter could use it.
+    2. A call that waits again, or whose session's pin moved, is queued where it belongs now, at once, so that every
+       offer sees it; at the end of the step those calls are given the workers that are idle already, earliest first.
+    3. All waiters of one class can be served by the same workers, so they are hopeless together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from heapq import heappop, heappush
+
+from dspool.pool.core import commands as c, refusals
+from dspool.pool.core.affinity import Session
+from dspool.pool.core.fleet import READY, STARTING
+from dspool.pool.core.idle import Rank
+from dspool.pool.core.records import Group, Lease, Worker
+from dspool.pool.core.states import LeaseState, PoolState, SlotState
+from dspool.pool.core.upkeep import Upkeep
+
+QUEUED, CHECKING, GRANTED, CLOSED = LeaseState
+IDLE, LEASED, CANCELLING, ABANDONED, SLOT_CLOSED = SlotState
+
+
+class Dispatch(Upkeep):
+    """Leases until they are granted, or refused."""
+
+    _loose: list[tuple[int, int, int]]
+    """Waiters that may fit an idle worker, as (priority, call_id, lease_id): a heap, emptied at the end of a step."""
+
+    # --- checkout -------------------------------------------------------------------------------------------------
+
+    def _on_checkout(self, command: c.Checkout) -> None:
+        if command.lease_id in self.leases:
+            return
+        counters = self.counters
+        counters.checkouts += 1
+        if command.retry:
+            counters.retries += 1
+        lease = Lease(
+            command.lease_id,
+            command.call_id,
+            self._now,
+            command.program,
+            command.session,
+            command.affinity,
+            command.session_lost_is_error,
+            command.require,
+            command.priority,
+            command.deadline,
+            command.hold_s,
+            command.size_bytes,
+            command.cancellable,
+        )
+        self.leases[lease.lease_id] = lease
+        if self._refused_at_once(lease, command.retry):
+            return
+        if self.quarantine.records:
+            lease.trial = self.quarantine.admit(lease.program, lease.call_id)
+        if lease.session is not None:
+            self.sessions.queue(lease.session, lease.lease_id)
+            self._forget_sessions()
+        worker = self._find(lease)
+        if worker is not None:
+            self._grant(lease, worker)
+        elif lease.state is QUEUED:
+            self._wait(lease, newcomer=not command.retry)
+
+    def _refused_at_once(self, lease: Lease, retry: bool) -> bool:
+        """Whether it is refused whatever the workers do. A retry was accepted before: a draining pool finishes it."""
+        if self.state is not PoolState.OPEN and not (retry and self.state is PoolState.DRAINING):
+            self._refuse(lease, refusals.closed(self.state.value))
+        elif lease.require and not self._fitting(lease.require):
+            self._refuse(lease, refusals.no_such_labels(lease.require, self.groups))
+        elif lease.deadline < self._now:
+            self._refuse_late(lease)
+        elif (wait_s := self.quarantine.refused(lease.program, self._now)) is not None:
+            self._refuse(lease, refusals.quarantined(lease.program, wait_s, self.options))
+        return lease.state is CLOSED
+
+    def _find(self, lease: Lease) -> Worker | None:
+        """An idle worker for `lease`. It may be refused instead."""
+        name = lease.session
+        if name is not None and lease.session_lost_is_error and self.sessions.table[name].lost:
+            self._tell_loss(lease, name)
+            return None
+        pinned = self._pinned_worker(lease)
+        if pinned is None:
+            return None if self.paused else self._idle_worker(lease)
+        if not self._suits(lease, pinned):
+            self._refuse(lease, refusals.pin_unfit(lease, pinned.worker_id))
+        elif pinned.free and not self.paused:
+            return pinned
+        elif lease.affinity == "strict_fail_fast":
+            self._refuse(lease, refusals.session_busy(name, pinned.worker_id))
+        return None
+
+    def _pinned_worker(self, lease: Lease) -> Worker | None:
+        """The one worker that `lease` may have, if there is one. A hint to one that doesn't suit is none."""
+        if lease.session is None or lease.spilled:
+            return None
+        session = self.sessions.table[lease.session]
+        if session.worker_id is None:
+            return None
+        worker = self.workers[session.worker_id]
+        if lease.affinity == "hint" and not self._suits(lease, worker):
+            lease.spilled = True
+            return None
+        return worker
+
+    def _suits(self, lease: Lease, worker: Worker) -> bool:
+        return worker.worker_id not in lease.skipped and worker.group.name in self._fitting(lease.require)
+
+    def _idle_worker(self, lease: Lease) -> Worker | None:
+        """The least busy worker with an idle slot; of equals, one that holds the program, then the last one used."""
+        best: tuple[Rank, Worker] | None = None
+        for name in self._fitting(lease.require):
+            found = self.groups[name].idle.pick(lease.program, lease.skipped, lease.session is not None)
+            if found is not None and (best is None or found[0] < best[0]):
+                best = found
+        return None if best is None else best[1]
+
+    # --- granting -------------------------------------------------------------------------------------------------
+
+    def _grant(self, lease: Lease, worker: Worker) -> None:
+        """Law 1: from here on the slot is leased, whenever its caller wakes. Or its caller is told of a loss."""
+        moved = False
+        if lease.session is not None:
+            if lease.session_lost_is_error and self._loses(lease.session, worker):
+                self._tell_loss(lease, lease.session)
+                return
+            self.timers.disarm("hint", lease.lease_id)
+            moved = self._pin(lease, lease.session, worker)
+        if lease.wait_key is not None:
+            self.queue.discard(lease)
+        idle = worker.group.idle
+        idle.leave(worker)
+        index = worker.free.pop()
+        slot = worker.slots[index]
+        slot.to(LEASED)
+        slot.lease_id = lease.lease_id
+        if worker.free:
+            idle.enter(worker)
+        lease.to(CHECKING if self.options.check is not None else GRANTED)
+        lease.worker_id, lease.slot = worker.worker_id, index
+        lease.granted_at = lease.run_since = self._now
+        lease.running = lease.program is not None
+        if not lease.skipped and not lease.removed:
+            self._count_wait(self._now - lease.created_at)
+        if lease.hold_s != c.INFINITY:
+            self.timers.arm(self._now + lease.hold_s, "hold", lease.lease_id)
+        self._emit(c.Grant(lease.lease_id))
+        if moved:
+            assert lease.session is not None
+            self._reroute((self.sessions.table[lease.session],))
+
+    def _count_wait(self, waited: float) -> None:
+        counters = self.counters
+        counters.granted += 1
+        counters.queue_wait_s_sum += waited
+        if waited > counters.queue_wait_s_max:
+            counters.queue_wait_s_max = waited
+
+    def _offer(self, worker: Worker) -> None:
+        self._lend(worker)
+        if worker.free:
+            worker.group.idle.enter(worker)
+            if worker.overflow and not worker.busy:
+                self._arm_linger(worker)
+
+    def _lend(self, worker: Worker) -> None:
+        """Its idle slots to the earliest waiters that may use them."""
+        while worker.free and not self.paused:
+            lease = self.queue.first_for(worker)
+            if lease is None:
+                break
+            if lease.deadline <= self._now:
+                self._refuse_late(lease)
+            else:
+                self._grant(lease, worker)
+
+    def _slot_idle(self, worker: Worker, index: int) -> None:
+        """A slot is idle again; its worker may be anything but dead."""
+        if worker.state is READY:
+            worker.group.idle.leave(worker)
+        slot = worker.slots[index]
+        slot.to(IDLE)
+        slot.lease_id = slot.left_behind = None
+        worker.free.append(index)
+        worker.idle_since = self._now
+        if worker.state is READY:
+            self._offer(worker)
+        else:
+            self._stop_if_drained(worker)
+
+    # --- waiting --------------------------------------------------------------------------------------------------
+
+    def _wait(self, lease: Lease, *, newcomer: bool) -> None:
+        """Queue a checkout, unless the queue is full or no worker will ever come."""
+        queue, options = self.queue, self.options
+        if lease.deadline <= self._now:
+            self._refuse_late(lease)
+            return
+        too_big = queue.size_bytes + lease.size_bytes > options.max_waiting_bytes
+        full = queue.count >= options.max_waiting
+        self._stand(lease)
+        before = self.counters.started
+        self._fill()
+        started = self.counters.started > before
+        unpinned = lease.wait_key is not None and lease.wait_key[0] is None
+        refusal = self._hopeless(self._fitting(lease.require), lease) if unpinned else None
+        if refusal is not None:
+            self._refuse(lease, refusal)
+        elif newcomer and (too_big or (full and not started)):  # who is started for doesn't wait for somebody else's
+            queue.discard(lease)
+            self._refuse(lease, refusals.saturated(queue.count, queue.size_bytes, len(self.workers), options))
+
+    def _stand(self, lease: Lease) -> None:
+        """Stand in the queue where it belongs now."""
+        pinned = self._pinned_worker(lease)
+        self.queue.put(lease, None if pinned is None else pinned.worker_id)
+        if lease.session is not None and lease.affinity == "hint":
+            when = c.INFINITY if pinned is None else self._now + self.options.affinity_wait_s
+            self.timers.arm(when, "hint", lease.lease_id)
+
+    def _requeue(self, lease: Lease) -> None:
+        """It stands elsewhere from now on, and may take an idle worker at the end of the step."""
+        self.queue.discard(lease)
+        if self.state in (PoolState.CLOSING, PoolState.CLOSED):
+            self._refuse(lease, refusals.closed_while_waiting())
+            return
+        self._stand(lease)
+        self._stale = True
+        heappush(self._loose, (lease.priority, lease.call_id, lease.lease_id))
+
+    def _reroute(self, sessions: Iterable[Session]) -> None:
+        for session in sessions:
+            for lease_id in list(session.queued):
+                lease = self.leases[lease_id]
+                if lease.wait_key is not None:
+                    lease.spilled = False
+                    self._requeue(lease)
+
+    def _spill(self, lease: Lease) -> None:
+        """A hint call has waited long enough for its session's worker: any worker will do now."""
+        if not self.paused:
+            lease.spilled = True
+            self._requeue(lease)
+
+    def _finish(self) -> None:
+        """The end of a step: idle workers for those who stand elsewhere now, starts, and refusals of the hopeless."""
+        while self._stale:
+            self._stale = False
+            self._place_loose()
+            self._fill()
+            self._reject_hopeless()
+
+    def _place_loose(self) -> None:
+        while self._loose:
+            lease = self.leases.get(heappop(self._loose)[2])
+            if lease is not None and lease.wait_key is not None:
+                self._place(lease)
+
+    def _place(self, lease: Lease) -> None:
+        if lease.deadline <= self._now:
+            self._refuse_late(lease)
+        elif not lease.trial and (wait_s := self.quarantine.refused(lease.program, self._now)) is not None:
+            self._refuse(lease, refusals.quarantined(lease.program, wait_s, self.options))
+        elif (worker := self._find(lease)) is not None:
+            self._grant(lease, worker)
+
+    # --- sessions -------------------------------------------------------------------------------------------------
+
+    def _pin(self, lease: Lease, name: str, worker: Worker) -> bool:
+        """The session runs here now. Returns whether its pin moved."""
+        session = self.sessions.run(name, lease.lease_id)
+        if session.worker_id == worker.worker_id:
+            return False
+        if session.worker_id is not None:
+            self.counters.spills += 1
+            self._unpin(name, session)
+        session.worker_id = worker.worker_id
+        worker.sessions[name] = None
+        lease.session_restarted, session.lost = session.lost, False
+        return True
+
+    def _unpin(self, name: str, session: Session) -> None:
+        """The session leaves a worker that lives."""
+        assert session.worker_id is not None
+        del self.workers[session.worker_id].sessions[name]
+        session.unpin()
+
+    def _loses(self, name: str, worker: Worker) -> bool:
+        """Whether the session leaves something behind when it runs here. It is unpinned then."""
+        session = self.sessions.table[name]
+        if session.used and session.worker_id not in (None, worker.worker_id):
+            self._unpin(name, session)
+            self._reroute((session,))
+        return session.lost
+
+    def _tell_loss(self, lease: Lease, name: str) -> None:
+        """SessionLost, once: the session's next call starts afresh."""
+        self.sessions.table[name].lost = False
+        self._refuse(lease, refusals.session_lost(name))
+
+    def _unpin_unused(self, name: str, session: Session) -> None:
+        """The call that pinned it never ran there: it is as if it had never been granted."""
+        if session.worker_id is not None and not session.used and not session.running:
+            self._unpin(name, session)
+            self._reroute((session,))
+
+    def _forget_sessions(self) -> None:
+        sessions = self.sessions
+        while (name := sessions.expired(self._now)) is not None:
+            session = sessions.forget(name)
+            if session.worker_id is not None:
+                del self.workers[session.worker_id].sessions[name]
+        if not self.timers.armed("session") and (expiry := sessions.next_expiry()) is not None:
+            self.timers.arm(expiry, "session")
+
+    # --- refusals -------------------------------------------------------------------------------------------------
+
+    def _refuse(self, lease: Lease, refusal: c.Refusal) -> None:
+        """End a lease that holds no slot. It stays in the table until its caller has read why."""
+        self._leave_queue(lease)
+        lease.to(CLOSED)
+        lease.refusal = refusal
+        if refusal.code == "QueueTimeout":
+            self.counters.queue_timeouts += 1
+        else:
+            self.counters.rejected[refusal.code] = self.counters.rejected.get(refusal.code, 0) + 1
+        self._emit(c.Reject(lease.lease_id))
+
+    def _refuse_late(self, lease: Lease) -> None:
+        self._refuse(lease, refusals.late(self._now - lease.created_at, self.queue.count, len(self.workers)))
+
+    def _leave_queue(self, lease: Lease) -> None:
+        self.queue.discard(lease)
+        if lease.trial:
+            self.quarantine.withdrawn(lease.program, lease.call_id)
+        if lease.session is not None:
+            self.timers.disarm("hint", lease.lease_id)
+            self.sessions.unqueue(lease.session, lease.lease_id, self._now)
+            self._forget_sessions()
+
+    def _quarantined(self, program: str) -> None:
+        self._report("program.quarantined", program=program, for_s=self.options.quarantine_s)
+        for lease in list(self.queue.everybody()):
+            if lease.program == program:
+                self._refuse(lease, refusals.quarantined(program, self.options.quarantine_s, self.options))
+
+    def _reject_hopeless(self) -> None:
+        for waiters, leases in list(self.queue.unpinned()):
+            refusal: c.Refusal | None = None
+            for lease in leases:
+                refusal = self._hopeless(waiters.groups, lease)
+                if refusal is None:
+                    break
+                self._refuse(lease, refusal)
+
+    def _hopeless(self, fitting: tuple[str, ...], lease: Lease) -> c.Refusal | None:
+        """Why no worker will ever come for it; None where one may.
+
+        It is refused in the step in which no worker outside its skip set is left and none may be started.
+        """
+        groups = [self.groups[name] for name in fitting]
+        left = sum(group.lendable for group in groups)
+        for worker_id in lease.skipped:
+            worker = self.workers.get(worker_id)
+            left -= worker is not None and worker.state in (STARTING, READY)
+        if left > 0 or any(self._start_possible(group) for group in groups):
+            return None
+        if lease.skipped:
+            return refusals.skipped_by_all(lease.skipped)
+        if any(group.breaker.state != "closed" for group in groups):
+            return refusals.broken(groups, self.options)
+        return None
+
+    def _start_possible(self, group: Group) -> bool:
+        """Whether another worker of this group is on its way or will be: now, after a back-off, or after an exit."""
+        return group.breaker.state != "open" and group.lendable < group.size + group.overflow

@@ -1,0 +1,105 @@
+"""Why a lease is refused: what happened, with the numbers, and what to do now. The pool's name is put before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dspool.options import PoolOptions
+from dspool.pool.core.commands import Refusal
+from dspool.pool.core.records import Group, Lease
+
+
+def closed(state: str) -> Refusal:
+    """The pool takes nothing new."""
+    return Refusal("PoolClosed", f"is {state} and takes no new calls; open a new pool")
+
+
+def closed_while_waiting() -> Refusal:
+    """The pool was closed before a worker came free."""
+    return Refusal("PoolClosed", "was closed while the call waited; it was not run")
+
+
+def no_such_labels(require: frozenset[str], groups: Mapping[str, Group]) -> Refusal:
+    """`require=` asks for what no group has."""
+    have = {name: sorted(group.options.labels) for name, group in groups.items()}
+    message = f"has no worker group with the labels {sorted(require)}; its groups have {have}"
+    return Refusal("CheckoutSkipped", message)
+
+
+def late(waited_s: float, waiting: int, workers: int) -> Refusal:
+    """The deadline came first."""
+    message = (
+        f"had no worker free within {waited_s:.3f} s; {waiting} calls wait for {workers} workers; "
+        "add workers, or allow more time with timeout_s or queue_timeout_s"
+    )
+    return Refusal("QueueTimeout", message)
+
+
+def saturated(waiting: int, waiting_bytes: int, workers: int, options: PoolOptions) -> Refusal:
+    """The queue is full."""
+    message = (
+        f"has a full queue: {waiting} calls with {waiting_bytes:,} bytes wait "
+        f"(max_waiting={options.max_waiting}, max_waiting_bytes={options.max_waiting_bytes:,}) "
+        f"for {workers} workers; try again later, or add workers"
+    )
+    return Refusal("PoolSaturated", message)
+
+
+def too_many_removed(removed: Mapping[int, str]) -> Refusal:
+    """One call cost too many workers."""
+    message = f"removed {len(removed)} workers for this one call, which is the limit: {_said(removed)}"
+    return Refusal("CheckoutSkipped", message, reasons=dict(removed))
+
+
+def skipped_by_all(skipped: Mapping[int, str]) -> Refusal:
+    """Every worker was asked and none suits."""
+    message = f"has no worker that suits this call; {len(skipped)} were asked: {_said(skipped)}"
+    return Refusal("CheckoutSkipped", message, reasons=dict(skipped))
+
+
+def pin_unfit(lease: Lease, worker_id: int) -> Refusal:
+    """A strict session's worker doesn't suit."""
+    reason = lease.skipped.get(worker_id, f"lacks the labels {sorted(lease.require)}")
+    message = f"pinned session {lease.session!r} to worker {worker_id}, which doesn't suit this call: {reason}"
+    return Refusal("CheckoutSkipped", message, reasons={**lease.skipped, worker_id: reason})
+
+
+def session_busy(session: str | None, worker_id: int) -> Refusal:
+    """A fail-fast session's worker has no idle slot."""
+    message = (
+        f"pinned session {session!r} to worker {worker_id}, which is busy; try again, or wait with affinity='strict'"
+    )
+    return Refusal("SessionBusy", message)
+
+
+def session_lost(session: str | None) -> Refusal:
+    """The session's worker left and the caller wants to know."""
+    message = (
+        f"lost the worker of session {session!r}, and with it what the session kept there; the next call starts afresh"
+    )
+    return Refusal("SessionLost", message)
+
+
+def quarantined(program: str | None, wait_s: float, options: PoolOptions) -> Refusal:
+    """The program keeps killing workers."""
+    message = (
+        f"holds program {program} in quarantine: {options.quarantine_after} calls of it in a row ended their "
+        f"worker; it is tried again in {wait_s:.1f} s, or after release({program!r})"
+    )
+    return Refusal("ProgramQuarantined", message, retry_after_s=wait_s)
+
+
+def broken(groups: Sequence[Group], options: PoolOptions) -> Refusal:
+    """No worker is left and none may be started."""
+    reports = tuple(report for group in groups for report in group.breaker.reports)
+    last = f"; the last one: {reports[-1].reason} {reports[-1].detail}".rstrip() if reports else ""
+    names = ", ".join(sorted(group.name for group in groups))
+    message = (
+        f"has no worker left in group {names}, and starts are stopped after more than {options.max_restarts} failures "
+        f"within {options.restart_window_s:g} s{last}; mend the cause, then reload(), or wait for the next trial"
+    )
+    return Refusal("PoolBroken", message, reports=reports)
+
+
+def _said(reasons: Mapping[int, str]) -> str:
+    return "; ".join(f"worker {worker_id}: {reason}" for worker_id, reason in reasons.items())

@@ -1,0 +1,188 @@
+"""Restart policy: what to do about workers that can't start, and about programs that kill theirs.
+
+Two different things, never mixed:
+    Breaker      boot failures, per worker group: back-off, a budget in a sliding window, then no starts for a while.
+    Quarantine   deaths in calls, per program: after some distinct calls in a row the program is refused for a while.
+
+Source: gunicorn and uvicorn restart for ever; Erlang's supervisors have max_restarts; the half-open state is Nygard's
+circuit breaker.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal
+
+import msgspec
+
+from dspool.types import ExitReport
+
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MAX_S = 30.0
+REPORTS_KEPT = 5
+MAX_TRACKED_PROGRAMS = 10_000
+
+BreakerState = Literal["closed", "open", "half_open"]
+
+
+class Breaker(msgspec.Struct):
+    """Counts a group's boot failures and stops its starts when there are too many.
+
+    Attributes:
+        trial: in half_open, the one worker that is tried.
+    """
+
+    max_restarts: int
+    window_s: float
+    state: BreakerState = "closed"
+    failures: deque[float] = msgspec.field(default_factory=deque)
+    reports: deque[ExitReport] = msgspec.field(default_factory=lambda: deque(maxlen=REPORTS_KEPT))
+    consecutive: int = 0
+    not_before: float = 0.0
+    """No start before this time."""
+    trial: int | None = None
+
+    @property
+    def cooldown_s(self) -> float:
+        """How long it stays open before one worker is tried."""
+        return min(BACKOFF_MAX_S, self.window_s)
+
+    def failed(self, worker_id: int, report: ExitReport, now: float, jitter: float, *, was_ready: bool = False) -> bool:
+        """A start failed. Returns whether that opened the breaker.
+
+        Args:
+            worker_id: whose.
+            report: what is known of it.
+            now: monotonic seconds.
+            jitter: 0 to 1; the pause is 50 to 100 % of the nominal one.
+            was_ready: it died before its first good answer, but was ready: it counts, and is replaced at once.
+        """
+        self.reports.append(report)
+        self.failures.append(now)
+        while self.failures and self.failures[0] <= now - self.window_s:
+            self.failures.popleft()
+        while len(self.failures) > self.max_restarts + 1:
+            self.failures.popleft()
+        if not was_ready:
+            self.consecutive += 1
+            pause_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** min(self.consecutive - 1, 30))
+            self.not_before = now + pause_s * (0.5 + jitter / 2)
+        tried = self.state == "half_open" and self.trial == worker_id
+        if tried or (self.state == "closed" and len(self.failures) > self.max_restarts):
+            self.state = "open"
+            self.trial = None
+            return True
+        return False
+
+    def became_ready(self) -> None:
+        """A worker became ready: the back-off starts over. An open breaker waits for its good answer."""
+        self.consecutive = 0
+        self.not_before = 0.0
+
+    def half_open(self) -> None:
+        """The cool-down is over: one worker may be tried, at once."""
+        self.state = "half_open"
+        self.trial = None
+        self.not_before = 0.0
+
+    def close(self) -> bool:
+        """A worker proved good, or somebody asked. Returns whether it was not closed before."""
+        was_closed = self.state == "closed"
+        self.state = "closed"
+        self.trial = None
+        self.failures.clear()
+        self.consecutive = 0
+        self.not_before = 0.0
+        return not was_closed
+
+
+class _Record(msgspec.Struct):
+    deaths: dict[int, None] = {}
+    """call_ids of the calls in a row that ended their worker."""
+    until: float = 0.0
+    """When its one trial may begin."""
+    held: bool = False
+    """It is in quarantine."""
+    trial: int | None = None
+    """call_id of the trial that is under way."""
+
+
+class Quarantine(msgspec.Struct):
+    """Programs whose calls make workers exit by themselves.
+
+    Attributes:
+        after: distinct calls in a row; None: never.
+        time_s: how long a program is refused before one trial.
+    """
+
+    after: int | None
+    time_s: float
+    records: dict[str, _Record] = {}
+    suspects: dict[str, None] = {}
+    """Programs that were in a worker with others when it died; each until its next good call."""
+
+    def refused(self, program: str | None, now: float) -> float | None:
+        """Seconds until the program may be tried, or None where it may run now."""
+        record = self.records.get(program) if program is not None else None
+        if record is None or not record.held:
+            return None
+        if now < record.until:
+            return record.until - now
+        return self.time_s if record.trial is not None else None
+
+    def admit(self, program: str | None, call_id: int) -> bool:
+        """The program is about to run. Returns whether this is the one trial of a quarantined program."""
+        record = self.records.get(program) if program is not None else None
+        if record is None or not record.held:
+            return False
+        record.trial = call_id
+        return True
+
+    def withdrawn(self, program: str | None, call_id: int) -> None:
+        """A trial ended without saying anything about the program: another call may be the trial."""
+        record = self.records.get(program) if program is not None else None
+        if record is not None and record.trial == call_id:
+            record.trial = None
+
+    def survived(self, program: str, call_id: int) -> bool:
+        """A call of it ended with its worker alive. Returns whether that ended a quarantine, as only its trial does."""
+        self.suspects.pop(program, None)
+        record = self.records.get(program)
+        if record is None or (record.held and record.trial != call_id and call_id not in record.deaths):
+            return False  # a call among the deaths is one whose whole answer was still in the pipe
+        del self.records[program]
+        return record.held
+
+    def died(self, in_flight: list[tuple[str | None, int]], now: float) -> str | None:
+        """A worker exited by itself with these (program, call_id) in it. Returns a program newly quarantined.
+
+        Only a program alone in flight is blamed; of several, each becomes a suspect.
+        """
+        if len(in_flight) > 1:
+            self.suspects.update((program, None) for program, _ in in_flight if program is not None)
+            while len(self.suspects) > MAX_TRACKED_PROGRAMS:
+                del self.suspects[next(iter(self.suspects))]
+            return None
+        program, call_id = in_flight[0]
+        if self.after is None or program is None:
+            return None
+        record = self.records.setdefault(program, _Record())
+        while len(self.records) > MAX_TRACKED_PROGRAMS:
+            del self.records[next(iter(self.records))]
+        record.deaths[call_id] = None
+        if len(record.deaths) < self.after:
+            return None
+        while len(record.deaths) > self.after:
+            del record.deaths[next(iter(record.deaths))]
+        record.until, record.held, record.trial = now + self.time_s, True, None
+        return program
+
+    def release(self, program: str) -> bool:
+        """Let it run. Returns whether it was quarantined."""
+        self.suspects.pop(program, None)
+        record = self.records.pop(program, None)
+        return record is not None and record.held
+
+    def held(self) -> tuple[str, ...]:
+        """The programs in quarantine."""
+        return tuple(program for program, record in self.records.items() if record.held)

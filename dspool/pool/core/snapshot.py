@@ -1,0 +1,89 @@
+"""The core's tables as users see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import msgspec
+
+from dspool.pool.core.machine import PoolCore
+from dspool.pool.core.records import Worker
+from dspool.pool.core.states import WorkerState
+from dspool.types import PoolHealth, PoolStats, WorkerInfo, WorkerState as SeenState
+
+
+def seen_state(worker: Worker) -> SeenState:
+    """starting, idle (a slot is idle), busy (none is), draining or stopping."""
+    if worker.state is WorkerState.READY:
+        return "idle" if worker.free else "busy"
+    state: Any = worker.state.value
+    return cast(SeenState, state)
+
+
+def worker_info(worker: Worker, now: float, *, pid: int | None, start_method: str) -> WorkerInfo:
+    """One row of the table of workers."""
+    return WorkerInfo(
+        worker_id=worker.worker_id,
+        pid=pid,
+        group=worker.group.name,
+        state=seen_state(worker),
+        labels=worker.group.options.labels,
+        slots=len(worker.slots),
+        busy=worker.busy if worker.state is not WorkerState.STARTING else 0,
+        programs=len(worker.programs),
+        sessions=len(worker.sessions),
+        calls=worker.calls,
+        age_s=now - worker.started_at,
+        rss_bytes=worker.rss_bytes,
+        start_method=start_method,
+        due=worker.due,
+        overflow=worker.overflow,
+    )
+
+
+def pool_stats(core: PoolCore, name: str, **more: Any) -> PoolStats:
+    """Gauges and counters."""
+    groups = core.groups.values()
+    workers = core.workers.values()
+    return PoolStats(
+        name=name,
+        workers=len(workers),
+        target=sum(group.size for group in groups),
+        starting=sum(group.starting for group in groups),
+        idle=_count(workers, lambda worker: seen_state(worker) == "idle"),
+        busy=_count(workers, lambda worker: seen_state(worker) == "busy"),
+        draining=sum(group.draining for group in groups),
+        stopping=_count(workers, lambda worker: worker.state is WorkerState.STOPPING),
+        waiting=core.queue.count,
+        waiting_bytes=core.queue.size_bytes,
+        leased=sum(worker.leased for worker in workers),
+        sessions=len(core.sessions),
+        paused=core.paused,
+        breaker=breaker_state(core),
+        quarantined=core.quarantine.held(),
+        suspects=tuple(core.quarantine.suspects),
+        **msgspec.structs.asdict(core.counters),
+        **more,
+    )
+
+
+def pool_health(core: PoolCore) -> PoolHealth:
+    """healthy: as many ready as wanted; unhealthy: none ready though some are wanted."""
+    ready = sum(group.ready for group in core.groups.values())
+    target = sum(group.size for group in core.groups.values())
+    breaker = breaker_state(core)
+    if core.options.lazy and breaker == "closed":
+        target = ready
+    status: Any = "healthy" if ready >= target and breaker == "closed" else "degraded" if ready else "unhealthy"
+    return PoolHealth(status=status, ready=ready, target=target, breaker=breaker, last_exit=core.counters.last_exit)
+
+
+def breaker_state(core: PoolCore) -> Any:
+    """The worst of the groups' breakers."""
+    states = {group.breaker.state for group in core.groups.values()}
+    return next(state for state in ("open", "half_open", "closed") if state in states)
+
+
+def _count(workers: Any, wanted: Callable[[Worker], bool]) -> int:
+    return sum(1 for worker in workers if wanted(worker))

@@ -1,0 +1,137 @@
+"""The simulator's command: many seeds of SimWorld, each twice with equal traces.
+
+    python -m dspool.testing.simulator --seeds 500            seeds 0 to 499
+    python -m dspool.testing.simulator --seed 17 --verbose    one seed, its trace as it happens
+
+Exit code 0: every seed held. 1: one broke a law; its seed, step, last trace lines and replay command are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from dspool.pool.core.states import LEASE_MOVES, POOL_MOVES, SLOT_MOVES, WORKER_MOVES
+from dspool.testing.simworld import FAULTS, Move, SimulationFailure, SimWorld
+
+DEFAULT_STEPS = 300
+_TABLES: tuple[Any, ...] = (WORKER_MOVES, SLOT_MOVES, LEASE_MOVES, POOL_MOVES)
+ALL_MOVES: frozenset[Move] = frozenset((old, new) for table in _TABLES for old in table for new in table[old])
+"""Every move of the state tables."""
+
+
+@dataclass
+class Tally:
+    """What some seeds did."""
+
+    seeds: int = 0
+    steps: int = 0
+    injected: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    moves: set[Move] = field(default_factory=set)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Take another tally's counts over."""
+        self.seeds += other.seeds
+        self.steps += other.steps
+        self.injected += other.injected
+        self.outcomes += other.outcomes
+        self.moves |= other.moves
+        self.failures += other.failures
+
+    def summary(self, took_s: float) -> str:
+        """One line: seeds, steps, speed, moves seen, and each fault's count."""
+        faults = " ".join(f"{fault}={self.injected[fault]}" for fault in FAULTS)
+        seen = len(self.moves & ALL_MOVES)
+        return (
+            f"{self.seeds} seeds, each twice, in {took_s:.1f} s: {self.steps} steps, {self.steps / took_s:,.0f} "
+            f"commands/s; {seen} of {len(ALL_MOVES)} moves seen; {sum(self.outcomes.values())} calls; faults: {faults}"
+        )
+
+
+def simulate(seed: int, steps: int = DEFAULT_STEPS) -> Tally:
+    """Run one seed twice and compare the traces.
+
+    Args:
+        seed: which one.
+        steps: length of its safety phase, in steps of the core.
+
+    Returns:
+        What it did. `failures` is empty where everything held.
+    """
+    first, second = SimWorld(seed, steps), SimWorld(seed, steps, checked=False)
+    tally = Tally(seeds=1)
+    try:
+        if first.run() != second.run():
+            raise SimulationFailure(f"seed {seed}: two runs gave different traces")
+    except SimulationFailure as failure:
+        tally.failures.append(str(failure))
+    tally.steps = first.steps + second.steps
+    tally.injected, tally.outcomes, tally.moves = first.injected, first.outcomes, first.moves
+    return tally
+
+
+def simulate_all(seeds: Iterable[int], steps: int = DEFAULT_STEPS) -> Tally:
+    """Run many seeds in this process; stop at the first that fails."""
+    tally = Tally()
+    for seed in seeds:
+        tally.add(simulate(seed, steps))
+        if tally.failures:
+            break
+    return tally
+
+
+def _parallel(start: int, seeds: int, steps: int) -> Tally:
+    processes = min(2, os.cpu_count() or 1, seeds)
+    if processes < 2:
+        return simulate_all(range(start, start + seeds), steps)
+    tally = Tally()
+    with ProcessPoolExecutor(processes) as pool:
+        parts = [range(start + first, start + seeds, 16) for first in range(min(16, seeds))]
+        for part in pool.map(simulate_all, parts, [steps] * len(parts)):
+            tally.add(part)
+    return tally
+
+
+def _show(seed: int, steps: int) -> int:
+    try:
+        SimWorld(seed, steps, tell=print).run()
+    except SimulationFailure as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m dspool.testing.simulator", description="Simulate the pool's core.")
+    parser.add_argument("--seeds", type=int, default=100, help="how many seeds (default: 100)")
+    parser.add_argument("--start", type=int, default=0, help="the first of them (default: 0)")
+    parser.add_argument("--seed", type=int, help="only this seed")
+    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help="steps of the safety phase (default: 300)")
+    parser.add_argument("--verbose", action="store_true", help="with --seed: print the trace as it happens")
+    parser.add_argument("--moves", action="store_true", help="list the moves of the state tables that were not seen")
+    args = parser.parse_args(arguments)
+    began = time.monotonic()
+    if args.seed is not None and args.verbose:
+        return _show(args.seed, args.steps)
+    tally = simulate(args.seed, args.steps) if args.seed is not None else _parallel(args.start, args.seeds, args.steps)
+    if args.moves:
+        unseen = sorted(f"{type(old).__name__} {old} -> {new}" for old, new in ALL_MOVES - tally.moves)
+        print("not seen:", ", ".join(unseen) or "none")
+    print(tally.summary(time.monotonic() - began))
+    for failure in tally.failures[:3]:
+        print(failure, file=sys.stderr)
+    return 1 if tally.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""How long sessions are remembered: TTL from last use, LRU beyond max_sessions, bounded work."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.core.world import World
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_session_is_forgotten_session_ttl_s_after_its_last_use() -> None:
+    world = World.ready(1, session_ttl_s=100.0)
+    world.run(session="s", now=0.0)
+    world.run(session="s", now=60.0)
+    world.run_until(159.0)
+    assert "s" in world.core.sessions.table
+    world.run_until(161.0)
+    assert "s" not in world.core.sessions.table
+    assert world.core.workers[1].sessions == {}
+
+
+def test_a_session_in_use_is_not_forgotten() -> None:
+    world = World.ready(1, session_ttl_s=100.0)
+    lease = world.checkout(session="s", now=0.0)
+    waiter = world.checkout(session="t", now=0.0)
+    world.run_until(500.0)
+    assert set(world.core.sessions.table) == {"s", "t"}
+    world.checkin(lease, now=500.0)
+    world.checkin(waiter, now=500.0)
+    world.run_until(602.0)
+    assert set(world.core.sessions.table) == set()
+
+
+def test_the_session_longest_out_of_use_is_forgotten_first() -> None:
+    world = World.ready(2, max_sessions=2)
+    long = world.checkout(session="long", now=0.0)
+    world.run(session="short", now=50.0)
+    world.checkin(long, now=100.0)
+    world.run(session="new", now=101.0)
+    assert set(world.core.sessions.table) == {"long", "new"}
+
+
+def test_more_sessions_than_max_sessions_are_kept_only_while_they_are_in_use() -> None:
+    world = World.ready(3, max_sessions=2)
+    leases = [world.checkout(session=name) for name in "abc"]
+    assert len(world.core.sessions) == 3
+    for lease in leases:
+        world.checkin(lease)
+    assert len(world.core.sessions) == 2
+
+
+def test_forgetting_sessions_costs_a_bounded_number_of_wakeups() -> None:
+    world = World.ready(1, max_sessions=1, session_ttl_s=1000.0)
+    for number in range(200):
+        world.run(session=f"s{number}", now=float(number))
+    assert world.run_until(5000.0) <= 20
+
+
+def test_a_session_whose_worker_is_gone_is_forgotten_too() -> None:
+    world = World.ready(2, session_ttl_s=10.0)
+    world.exit(world.run(session="s", program="p"))
+    assert len(world.core.sessions) == 1
+    world.run_until(20.0)
+    assert len(world.core.sessions) == 0
