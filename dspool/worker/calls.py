@@ -1,0 +1,121 @@
+"""What a slot pipe is asked: execute_program and create_program. Never raises: whatever a program does is an answer.
+
+A slot is one pipe and the thread that serves it, one call at a time. What it is doing is one tuple, replaced as a
+whole, so that the control thread reads it without a lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from dspool.errors import EncodeError
+from dspool.protocol import values
+from dspool.protocol.messages import CreateArgs, ErrorInfo, Request, Response, answered, refused
+from dspool.worker.failures import Secrets, describe
+from dspool.worker.inputs import InvalidInputs
+from dspool.worker.main_thread import MainThread
+from dspool.worker.programs import ProgramTable
+
+SlotState = tuple[str, float, int | None]
+"""What a slot does ("idle", "busy", "closed"), since when (monotonic seconds), and for which request."""
+
+
+class Calls:
+    """Runs programs for requests. One for all slots.
+
+    Args:
+        programs: those that are loaded.
+        main_thread: where programs are loaded.
+        secrets: what error texts must not hold.
+        to_plain: makes a result sendable, as values.to_plain does.
+    """
+
+    def __init__(
+        self,
+        programs: ProgramTable,
+        main_thread: MainThread,
+        secrets: Secrets,
+        to_plain: Callable[[Any, str], Any] = values.to_plain,
+    ) -> None:
+        self.programs = programs
+        self._main_thread = main_thread
+        self._secrets = secrets
+        self._to_plain = to_plain
+
+    def execute_program(self, request: Request, received: float) -> Response:
+        """Run a program that is loaded."""
+        args = request.args
+        program_id, inputs, lm = args.get("program_id"), args.get("inputs"), args.get("lm")
+        if not isinstance(program_id, str) or not program_id:
+            return refused(request.id, ErrorInfo("invalid_args", "Program ID is required"))
+        if not isinstance(inputs, dict) or not (lm is None or (isinstance(lm, dict) and "digest" in lm)):
+            return refused(request.id, ErrorInfo("invalid_args", "inputs is an object, and so is lm, with a digest"))
+        program = self.programs.get(program_id)
+        if program is None:
+            return refused(request.id, ErrorInfo("program_missing", f"Program not found: {program_id}"))
+        deadline = None if request.deadline_ms is None else received + request.deadline_ms / 1000
+        try:
+            program.inputs.check(inputs)
+        except InvalidInputs as error:
+            return refused(request.id, ErrorInfo("invalid_args", str(error), details=error.details))
+        try:
+            kind, value, usage = program.call(inputs, lm, deadline)
+        except BaseException as error:  # SystemExit too: a worker outlives what it runs
+            return refused(request.id, describe(error, "program_error", self._secrets))
+        try:
+            result = {kind: self._to_plain(value, kind)}
+            return answered(request.id, result, None if usage is None else self._to_plain(usage, "usage"))
+        except EncodeError as error:
+            return refused(request.id, ErrorInfo("encode_error", f"the result can't be sent: {error}"))
+
+    def create_program(self, request: Request, received: float) -> Response:
+        """Load a program and keep it."""
+        try:
+            args = msgspec.convert(request.args, CreateArgs)
+        except msgspec.ValidationError as error:
+            return refused(request.id, ErrorInfo("invalid_args", f"create_program: {error}"))
+        try:
+            self._main_thread.run(lambda: self.programs.create(args.program_id, args.spec))
+        except BaseException as error:
+            return refused(request.id, describe(error, "load_error", self._secrets))
+        return answered(request.id, {"program_id": args.program_id, "status": "created"})
+
+
+class Slot:
+    """One slot: what it does, and how often it did it.
+
+    Args:
+        calls: runs the programs.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        self.state: SlotState = ("idle", time.monotonic(), None)
+        self.commands = 0
+        self.errors = 0
+        self._commands = {"execute_program": calls.execute_program, "create_program": calls.create_program}
+
+    def answer(self, request: Request) -> Response:
+        """The answer to a request; the slot is busy until answered() is called."""
+        received = time.monotonic()
+        self.state = ("busy", received, request.id)
+        self.commands += 1
+        command = self._commands.get(request.command)
+        if command is None:
+            response = refused(request.id, ErrorInfo("unknown_command", f"Unknown command: {request.command}"))
+        else:
+            response = command(request, received)
+        if not response.success:
+            self.errors += 1
+        return response
+
+    def answered(self) -> None:
+        """The answer is written."""
+        self.state = ("idle", time.monotonic(), None)
+
+    def closed(self) -> None:
+        """The pipe has ended."""
+        self.state = ("closed", time.monotonic(), None)

@@ -1,0 +1,102 @@
+"""What a child does before anything else, whether it was spawned or forked.
+
+Rules:
+    1. The lifeline is armed first: from then on the process group dies with the manager's end of it, whatever it does.
+    2. Nothing slow is imported here; what must be in the environment before other imports is put there.
+
+Knows neither frames nor programs.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import fcntl
+import os
+import select
+import signal
+import sys
+import threading
+
+from dspool.protocol.limits import DUMP_SIGNAL
+
+_DEFAULT_ENVIRONMENT = {
+    # One BLAS thread a worker: the pool's workers are the parallelism.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    # Else the first LM call of a process fetches a price list over the network.
+    "LITELLM_LOCAL_MODEL_COST_MAP": "true",
+}
+_IGNORED_SIGNALS = {
+    # Ctrl-C goes to the terminal's whole foreground group; ending workers is the manager's business.
+    "SIGINT",
+    # As in any Python: a write into a closed pipe is an exception, not an end.
+    "SIGPIPE",
+    "SIGXFSZ",
+}
+
+
+def begin_child(lifeline: int, dump: int | None) -> None:
+    """Make this process a worker that can be killed and looked into at any moment.
+
+    Args:
+        lifeline: read end of a pipe that nobody writes to; when its other end closes, the process group is killed.
+        dump: a regular file for stack dumps, None for none.
+    """
+    if os.getpgrp() != os.getpid():
+        os.setsid()
+    arm_lifeline(lifeline)
+    reset_signals()
+    for name, value in _DEFAULT_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if dump is not None:
+        faulthandler.enable(file=dump, all_threads=True)
+        faulthandler.register(DUMP_SIGNAL, file=dump, all_threads=True)
+    reseed()
+
+
+def arm_lifeline(lifeline: int) -> None:
+    """Have the kernel kill this process group when the other end of `lifeline` closes.
+
+    The race: 1. the manager dies; 2. its end closes, no signal is asked for yet; 3. we ask, and wait for ever for a
+    hang-up that is past. Hence the poll afterwards.
+    """
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    else:
+        threading.Thread(target=_watch_lifeline, args=(lifeline,), name="lifeline", daemon=True).start()
+    poll = select.poll()
+    poll.register(lifeline, 0)
+    if poll.poll(0):
+        os._exit(0)
+
+
+def _watch_lifeline(lifeline: int) -> None:
+    """Where the kernel can't send the signal: as good as it gets, since C code that holds the GIL holds this up."""
+    while os.read(lifeline, 1):
+        pass
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def reset_signals() -> None:
+    """Default dispositions and an empty mask, whatever the parent had; SIGINT ignored."""
+    for number in signal.valid_signals():
+        wanted = signal.SIG_IGN if _name(number) in _IGNORED_SIGNALS else signal.SIG_DFL
+        if signal.getsignal(number) not in (wanted, None):
+            signal.signal(number, wanted)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _name(number: int) -> str:
+    return number.name if isinstance(number, signal.Signals) else ""
+
+
+def reseed() -> None:
+    """Random numbers of its own for every child of a fork; a generator that isn't loaded yet seeds itself."""
+    if random := sys.modules.get("random"):
+        random.seed()
+    if numpy_random := sys.modules.get("numpy.random"):
+        numpy_random.seed()

@@ -1,0 +1,198 @@
+"""Program spec -> something to call, and the table of those that are kept loaded.
+
+Rules:
+    1. The table has one lock, held while a program is loaded: each is loaded once, however many slots ask for it.
+       Looking one up takes no lock.
+    2. At most `max_programs` are kept; the least recently used goes. A call of one that went is told so and executes
+       nothing: the manager ships it again.
+    3. dspy is imported here only when a program turns out to need it, and the table is only asked to load on the main
+       thread.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+import types
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from dspool.protocol.messages import (
+    BootConfig,
+    DefinedProgram,
+    ImportedProgram,
+    LMSpec,
+    PickledProgram,
+    ProgramSpec,
+    SignatureProgram,
+)
+from dspool.worker import definitions
+from dspool.worker.failures import Secrets
+from dspool.worker.inputs import Inputs, of_callable
+
+if TYPE_CHECKING:
+    from dspool.worker.runtime import Runtime
+
+Outcome = tuple[str, Any, dict[str, Any] | None]
+"""The result's key in the answer ("value" or "outputs"), the result, and the tokens used by model."""
+
+
+class Program(Protocol):
+    """Something loaded that can be called, on any slot and on several at once."""
+
+    inputs: Inputs
+
+    def call(self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None) -> Outcome:
+        """Run it with inputs that have been checked; what it raises comes out as it is."""
+        ...
+
+
+class CallableProgram:
+    """A plain callable: keyword inputs in, its return value out. `lm` and deadline are nothing to it."""
+
+    def __init__(self, target: Callable[..., Any]) -> None:
+        self.inputs = of_callable(target)
+        self._target = target
+
+    def call(self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None) -> Outcome:
+        """Call it; a coroutine that it returns is run to its end."""
+        value = self._target(**inputs)
+        if value.__class__ is types.CoroutineType:
+            import asyncio  # a fifth of a worker's start, for what few programs do
+
+            value = asyncio.run(value)
+        return "value", value, None
+
+
+class Loader:
+    """Makes programs from specs.
+
+    Args:
+        config: the worker's configuration, for the runtime of DSPy programs.
+        secrets: learns what LMs' keys are.
+    """
+
+    def __init__(self, config: BootConfig, secrets: Secrets) -> None:
+        self._config = config
+        self._secrets = secrets
+        self._runtime: Runtime | None = None
+
+    @property
+    def runtime(self) -> Runtime:
+        """DSPy, imported and configured when it is first asked for; on the main thread."""
+        if self._runtime is None:
+            from dspool.worker.runtime import Runtime
+
+            self._runtime = Runtime(self._config, self._secrets)
+        return self._runtime
+
+    def load(self, spec: ProgramSpec) -> Program:
+        """The program of a spec.
+
+        Raises:
+            Exception: whatever its code raises, or a TypeError or ValueError that says what is wrong with it.
+        """
+        match spec:
+            case PickledProgram(data=data, lms=lms):
+                import cloudpickle
+
+                return self._wrap(cloudpickle.loads(data), lms)
+            case ImportedProgram(path=path):
+                return self._wrap(import_attribute(path), {})
+            case SignatureProgram(signature=signature):
+                runtime = self.runtime
+                return runtime.program(_predict(signature), {})
+            case DefinedProgram(definition=data):
+                definition = definitions.parse(data)
+                runtime = self.runtime
+                return runtime.program(definitions.build(definition), {})
+
+    def _wrap(self, target: Any, lms: dict[str, LMSpec]) -> Program:
+        dspy = sys.modules.get("dspy")  # a module, class or signature of DSPy's can only exist where that is loaded
+        if dspy is not None:
+            if isinstance(target, type) and issubclass(target, dspy.Signature):
+                target = dspy.Predict(target)
+            elif isinstance(target, type) and issubclass(target, dspy.Module):
+                target = target()
+            if isinstance(target, dspy.Module):
+                return self.runtime.program(target, lms)
+        if not callable(target):
+            raise TypeError(f"a program is callable or a DSPy module; this is a {type(target).__qualname__}")
+        return CallableProgram(target)
+
+
+def _predict(text: str) -> Any:
+    """dspy.Predict over a signature string."""
+    import dspy
+
+    # Without custom_types DSPy would look for the types' names among our callers' variables.
+    signature = dspy.Signature(text, custom_types={})
+    definitions.check_names(list(signature.input_fields), list(signature.output_fields))
+    return dspy.Predict(signature)
+
+
+def import_attribute(path: str) -> Any:
+    """What "package.module:attribute" names; the attribute may have dots.
+
+    Raises:
+        ValueError: the path has another form.
+        ImportError: there is no such module or attribute.
+    """
+    module_name, colon, attribute = path.partition(":")
+    if not (module_name and colon and attribute):
+        raise ValueError(f"an import path is written package.module:attribute, not {path!r}")
+    target: Any = importlib.import_module(module_name)
+    for name in attribute.split("."):
+        try:
+            target = getattr(target, name)
+        except AttributeError as error:
+            raise ImportError(f"{path!r} can't be imported: {error}") from error
+    return target
+
+
+class ProgramTable:
+    """The programs that are loaded, by id.
+
+    Args:
+        load: makes a program from its spec.
+        max_programs: how many are kept.
+    """
+
+    def __init__(self, load: Callable[[ProgramSpec], Program], max_programs: int) -> None:
+        self._load = load
+        self._max_programs = max_programs
+        self._loaded: OrderedDict[str, tuple[Program, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    def get(self, program_id: str) -> Program | None:
+        """The program, now the most recently used one; None if it isn't here."""
+        found = self._loaded.get(program_id)
+        if found is None:
+            return None
+        try:
+            self._loaded.move_to_end(program_id)
+        except KeyError:  # another slot's create() has just put it out; it can still run
+            return found[0]
+        return found[0]
+
+    def create(self, program_id: str, spec: ProgramSpec) -> None:
+        """Load a program and keep it. One that is here already is kept if its spec is the same, else replaced.
+
+        Raises:
+            Exception: it can't be loaded; what was here under that id is still here.
+        """
+        fingerprint = hash(msgspec.msgpack.encode(spec))
+        with self._lock:
+            known = self._loaded.get(program_id)
+            if known is None or known[1] != fingerprint:
+                self._loaded[program_id] = (self._load(spec), fingerprint)
+            self._loaded.move_to_end(program_id)
+            while len(self._loaded) > self._max_programs:
+                self._loaded.popitem(last=False)

@@ -1,0 +1,275 @@
+"""DSPy in a worker: configured once, LMs by their spec's digest, and a context of its own for every call.
+
+The one module that imports dspy at its top; it is itself imported when the first DSPy program, LM or adapter turns up,
+and always on the main thread, which dspy.configure then belongs to.
+
+Rules:
+    1. What a call may change is set per call with dspy.context, so calls on other slots don't see it.
+    2. Nothing grows: no histories, no traces; LM objects are kept by least recent use.
+    3. No request to an LM, retries and their pauses included, is begun that can't end before the call's deadline.
+
+Knows no pipes and no messages but the specs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import cloudpickle
+import dspy
+import msgspec
+from dspy.clients.base_lm import LM_CLASS_STATE_KEY
+from dspy.clients.execution import aexecute, execute, finalize, prepare
+from dspy.utils.callback import with_callbacks
+from dspy.utils.usage_tracker import UsageTracker
+
+from dspool.protocol.messages import BootConfig, LMSpec
+from dspool.worker.deadlines import SHORTEST_S, request_timeout, retry_pause
+from dspool.worker.failures import Secrets
+from dspool.worker.inputs import Inputs, of_module
+
+MAX_LMS = 64
+"""LM objects kept; each holds connections and threads of its client."""
+DEADLINE = "dspool_deadline"
+"""The call's absolute deadline among DSPy's settings, so that it goes wherever dspy.context goes: asyncio tasks,
+asyncify, dspy.Parallel's threads."""
+
+_ADAPTERS = {"chat": "ChatAdapter", "json": "JSONAdapter", "xml": "XMLAdapter"}
+
+F = TypeVar("F", bound=Callable[..., Any])
+_observed: Callable[[F], F] = with_callbacks
+
+if TYPE_CHECKING:
+
+    class _LM:
+        """What is used here of dspy.LM, which is not typed."""
+
+        model: str
+        num_retries: int
+        engine: Any
+
+        def __init__(self, model: str, **settings: Any) -> None: ...
+        def copy(self, **settings: Any) -> Any: ...
+        def dump_state(self) -> dict[str, Any]: ...
+
+else:
+    _LM = dspy.LM
+
+
+class DeadlineLM(_LM):
+    """A dspy.LM that gives up in time: its timeout and retries come from what is left of the call's deadline.
+
+    DSPy's own defaults, 600 s a read and three retries, outlive any call, and then the worker is killed for it. The
+    steps are those of dspy.BaseLM.__call__; only the middle one is done here, on a copy that shares the LM's
+    connections. The request is prepared before, so DSPy's response cache never sees the timeout, which is in its key.
+    """
+
+    @_observed
+    def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        """As dspy.LM, within the call's deadline."""
+        call = prepare(self, prompt, messages, kwargs)
+        deadline = dspy.settings.get(DEADLINE)
+        if deadline is None:
+            return finalize(self, call, execute(self, call))
+        attempt = 0
+        while True:
+            try:
+                return finalize(self, call, execute(self._within(call, deadline), call))
+            except dspy.LMError as error:
+                pause = self._pause_before_retry(attempt, error, deadline)
+                if pause is None:
+                    raise
+            time.sleep(pause)
+            attempt += 1
+
+    @_observed
+    async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        """As dspy.LM, within the call's deadline."""
+        call = await asyncio.to_thread(prepare, self, prompt, messages, kwargs, asynchronous=True)
+        deadline = dspy.settings.get(DEADLINE)
+        if deadline is None:
+            return finalize(self, call, await aexecute(self, call))
+        attempt = 0
+        while True:
+            try:
+                return finalize(self, call, await aexecute(self._within(call, deadline), call))
+            except dspy.LMError as error:
+                pause = self._pause_before_retry(attempt, error, deadline)
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+            attempt += 1
+
+    def _within(self, call: Any, deadline: float) -> DeadlineLM:
+        """A copy for one attempt, with what is left as its timeout where it has none of its own that is shorter."""
+        left = deadline - time.monotonic()
+        if left < SHORTEST_S:
+            raise dspy.LMTimeoutError("the call's deadline has come; the request was not sent", model=self.model)
+        settings: dict[str, Any] = {"num_retries": 0}
+        own = call.legacy.get("timeout")
+        if isinstance(self.engine, str) and (own is None or (isinstance(own, int | float) and own > left)):
+            settings["timeout"] = request_timeout(left)
+            if own is not None:
+                call.legacy["timeout"] = settings["timeout"]
+        copied: DeadlineLM = self.copy(**settings)
+        return copied
+
+    def _pause_before_retry(self, attempt: int, error: dspy.LMError, deadline: float) -> float | None:
+        """How long to wait before the next attempt; None if there is none: not worth it, used up, or too late.
+
+        A stream is never begun again here: pieces of it may have been sent.
+        """
+        streamed = dspy.settings.send_stream is not None
+        if streamed or attempt >= self.num_retries or not dspy.is_retryable_lm_error(error):
+            return None
+        pause = retry_pause(attempt, getattr(error, "retry_after", None))
+        return pause if time.monotonic() + pause + SHORTEST_S < deadline else None
+
+    def dump_state(self) -> dict[str, Any]:
+        """As dspy.LM, which can be loaded anywhere."""
+        state = super().dump_state()
+        state[LM_CLASS_STATE_KEY] = "dspy.clients.lm.LM"
+        return state
+
+
+class ModuleProgram:
+    """A DSPy module, ready to be called from any slot.
+
+    Args:
+        module: the module.
+        runtime: what it runs in.
+    """
+
+    def __init__(self, module: Any, runtime: Runtime) -> None:
+        self.inputs: Inputs = of_module(module)
+        self._module = module
+        self._runtime = runtime
+        self._pinned = any(predictor.lm is not None for predictor in module.predictors())
+        self._only_async = not hasattr(type(module), "forward") and "forward" not in vars(module)
+
+    def call(
+        self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None
+    ) -> tuple[str, Any, dict[str, Any] | None]:
+        """Run the module.
+
+        Returns:
+            ("outputs", a Prediction's outputs without its further completions) or ("value", what else it returned);
+            and the tokens used, by model.
+        """
+        given = self.inputs.revive(inputs)
+        chosen = None if lm is None else self._runtime.lm_of(lm)
+        module = self._module
+        if chosen is not None and self._pinned:
+            # A predictor with an LM of its own doesn't look at the context, and the module is shared between slots.
+            module = module.deepcopy()
+            module.set_lm(chosen)
+        tracker = UsageTracker()
+        with self._runtime.context(chosen, deadline, tracker):
+            # Not module.forward: what wraps a call in DSPy is in __call__.
+            value = asyncio.run(module.acall(**given)) if self._only_async else module(**given)
+        if not isinstance(value, dspy.Prediction):
+            return "value", value, tracker.get_total_tokens()
+        return "outputs", dict(value.items()), value.get_lm_usage() or tracker.get_total_tokens()
+
+
+class Runtime:
+    """DSPy as the pool wants it. Made on the main thread.
+
+    Args:
+        config: the worker's configuration; its LM and adapter become DSPy's defaults.
+        secrets: learns the LMs' keys.
+    """
+
+    def __init__(self, config: BootConfig, secrets: Secrets) -> None:
+        self._secrets = secrets
+        self._lms: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.Lock()
+        defaults: dict[str, Any] = {"track_usage": True, "disable_history": True, "trace": None}
+        if config.lm is not None:
+            defaults["lm"] = self.lm(config.lm)
+        if config.adapter is not None:
+            defaults["adapter"] = _adapter(config.adapter)
+        dspy.configure(**defaults)
+        # Again in each call's context: a program may have configured something else meanwhile.
+        self._per_call = defaults
+        _warm_price_table()
+
+    def context(
+        self, lm: Any, deadline: float | None, tracker: UsageTracker
+    ) -> contextlib.AbstractContextManager[None]:
+        """One call's settings.
+
+        With a tracker of ours, usage is counted whatever the module returns; DSPy by itself warns on each call whose
+        result is no Prediction.
+        """
+        chosen = {} if lm is None else {"lm": lm}
+        settings = {**self._per_call, **chosen, "usage_tracker": tracker, DEADLINE: deadline}
+        context: contextlib.AbstractContextManager[None] = dspy.context(**settings)
+        return context
+
+    def lm_of(self, spec: dict[str, Any]) -> Any:
+        """The LM of a spec as it came through the pipe."""
+        with self._lock:
+            found = self._lms.get(spec["digest"])
+            if found is not None:
+                self._lms.move_to_end(spec["digest"])
+                return found
+        return self.lm(msgspec.convert(spec, LMSpec))
+
+    def lm(self, spec: LMSpec) -> Any:
+        """The LM object of a spec, the same one for equal specs: a new one would cost a TLS handshake."""
+        with self._lock:
+            found = self._lms.get(spec.digest)
+            if found is None:
+                found = self._lms[spec.digest] = self._make_lm(spec)
+                if len(self._lms) > MAX_LMS:
+                    self._lms.popitem(last=False)
+            self._lms.move_to_end(spec.digest)
+            return found
+
+    def _make_lm(self, spec: LMSpec) -> Any:
+        self._secrets.add_lm(spec)
+        if spec.pickled is None:
+            return DeadlineLM(spec.model, **spec.kwargs)
+        lm = cloudpickle.loads(spec.pickled)
+        if type(lm) is dspy.LM:
+            lm.__class__ = DeadlineLM
+        if hasattr(lm, "history"):
+            lm.history = []  # it holds other callers' prompts
+        self._secrets.add_settings(getattr(lm, "__dict__", {}))
+        return lm
+
+    def program(self, module: Any, lms: dict[str, LMSpec]) -> ModuleProgram:
+        """A module as a program, its predictors given their own LMs by name.
+
+        Raises:
+            ValueError: it has no predictor of that name.
+        """
+        predictors = dict(module.named_predictors())
+        for name, spec in lms.items():
+            if name not in predictors:
+                raise ValueError(f"an LM is meant for the predictor {name!r}; the module has {', '.join(predictors)}")
+            predictors[name].lm = self.lm(spec)
+        return ModuleProgram(module, self)
+
+
+def _adapter(spec: str | bytes) -> Any:
+    if isinstance(spec, bytes):
+        return cloudpickle.loads(spec)
+    if spec not in _ADAPTERS:
+        raise ValueError(f"there is no adapter {spec!r}; there are {', '.join(_ADAPTERS)}")
+    return getattr(dspy, _ADAPTERS[spec])()
+
+
+def _warm_price_table() -> None:
+    """Read the price table now, not in the first call. DSPy has no public door to it; without it that call reads it."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from dspy.clients import model_metadata
+
+        model_metadata._load()

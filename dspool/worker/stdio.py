@@ -1,0 +1,49 @@
+"""File descriptors 0, 1 and 2 of a worker: programs may use them as they like, frames never go there.
+
+Rules:
+    1. 0 is /dev/null: nothing that a program reads can be meant for it.
+    2. 1 and 2 are what the parent made them. Python's streams on them write line by line, so that the output that
+       led to a crash is out, and a reader who is gone is no error of the program that prints.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+
+class _Outlet(io.FileIO):
+    """A file descriptor that takes everything, also when nobody reads it any more."""
+
+    def write(self, data: object) -> int:
+        try:
+            return super().write(data) or 0  # type: ignore[arg-type]
+        except BrokenPipeError:
+            return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+def own_stdio() -> None:
+    """Put 0, 1 and 2 and the three streams of `sys` in order."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    if null != 0:
+        os.dup2(null, 0)
+        os.close(null)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - it lives as long as the process
+    sys.stdout = sys.__stdout__ = open_outlet(1)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = open_outlet(2)  # type: ignore[misc]
+
+
+def open_outlet(fd: int) -> io.TextIOWrapper:
+    """A text stream on `fd` for programs to print to."""
+    raw = io.BufferedWriter(_Outlet(fd, "wb", closefd=False))
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def flush_stdio() -> None:
+    """Write out what the streams still hold."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # a program may have put anything in their place
+            continue

@@ -1,0 +1,75 @@
+"""Deadlines, the main thread's jobs, the command line."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import pytest
+
+from dspool.worker.__main__ import parse
+from dspool.worker.deadlines import request_timeout, retry_pause
+from dspool.worker.main_thread import MainThread
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_request_gets_at_most_what_is_left_and_at_least_four_fifths_of_it() -> None:
+    lefts = [0.011 * 1.013**step for step in range(1000)]
+    for left in lefts:
+        assert 0.8 * left <= request_timeout(left) <= left
+    within_ten_minutes = {request_timeout(left) for left in lefts if left <= 600}
+    assert len(within_ten_minutes) < 70
+
+
+def test_calls_with_equal_deadlines_get_equal_timeouts() -> None:
+    assert {request_timeout(120 - late) for late in (0.0001, 0.01, 1, 7)} == {112}
+
+
+@pytest.mark.parametrize(
+    ("attempt", "retry_after", "expected"),
+    [(0, None, 1), (2, None, 4), (50, None, 60), (0, 7.5, 7.5), (1, 0, 0), (1, float("nan"), 2), (1, "soon", 2)],
+)
+def test_a_retry_waits_as_long_as_the_provider_asks_or_ever_longer(
+    attempt: int, retry_after: Any, expected: float
+) -> None:
+    assert retry_pause(attempt, retry_after) == expected
+
+
+def test_jobs_of_other_threads_run_on_the_main_thread_one_after_the_other() -> None:
+    main = MainThread()
+    found: list[object] = []
+
+    def ask() -> None:
+        found.append(main.run(threading.current_thread))
+        with pytest.raises(LookupError) as caught:
+            main.run(lambda: os.environ["NOT_THERE_AT_ALL"])
+        found.append(caught.type)
+        main.stop()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    main.serve()
+    thread.join(10)
+    assert found == [threading.main_thread(), KeyError]
+
+
+def test_a_job_of_the_main_thread_runs_at_once() -> None:
+    main = MainThread()
+    assert main.run(lambda: main.run(lambda: 5)) == 5
+
+
+def test_the_command_line_names_file_descriptors() -> None:
+    read_fd, write_fd = os.pipe()
+    try:
+        line = ["--control", str(read_fd), "--lifeline", str(write_fd), "--slots", f"{read_fd},{write_fd}"]
+        assert parse(line) == {"--control": [read_fd], "--lifeline": [write_fd], "--slots": [read_fd, write_fd]}
+        for bad in ([], line[:-2], [*line, "--what", "5"], [*line, "--dump"], [*line[:-1], "2"], [*line[:-1], "x"]):
+            with pytest.raises(ValueError, match=r"option|several|from 3 on|shorter|longer|invalid literal"):
+                parse(bad)
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        parse(line)
