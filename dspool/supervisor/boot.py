@@ -1,0 +1,44 @@
+"""The handshake: what a worker is told first, and what its answer, or the lack of one, means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from dspool.protocol.messages import PROTOCOL_VERSION, BootConfig, Response
+
+COMMAND = "ping"
+
+
+class BootFailure(msgspec.Struct, frozen=True):
+    """Why a worker can't serve, before it ever could."""
+
+    detail: str
+    traceback: str = ""
+
+
+def handshake_args(config: BootConfig) -> dict[str, Any]:
+    """The arguments of the first ping."""
+    return {
+        "initialization": True,
+        "worker_id": config.worker_id,
+        "protocol_version": PROTOCOL_VERSION,
+        "config": config,
+    }
+
+
+def judge(response: Response, python: str) -> BootFailure | None:
+    """What is wrong with the handshake's answer; None where the worker is ready."""
+    if not response.success:
+        info = response.error_info
+        message = response.error or (info.message if info else "") or "it gave no reason"
+        kind = info.type.rpartition(".")[2] if info else ""
+        return BootFailure(f"{kind}: {message}" if kind else message, info.traceback if info else "")
+    version = response.result.get("protocol_version") if isinstance(response.result, dict) else None
+    if version != PROTOCOL_VERSION:
+        return BootFailure(
+            f"the worker speaks protocol version {version}, its manager {PROTOCOL_VERSION}: another version of dspool"
+            f" is installed for {python}"
+        )
+    return None
