@@ -1,0 +1,481 @@
+"""Pool: threads in front of the core.
+
+Any number of threads call; each writes to and reads from its worker's pipe itself, in this module, by polling with its
+own deadline. The control plane runs on a background thread and is not on a call's way.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import select
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import anyio
+
+from dspool.errors import PoolError, QueueTimeout
+from dspool.options import PoolOptions
+from dspool.pool import lease as path
+from dspool.pool.control import ControlPlane
+from dspool.pool.core import commands as c
+from dspool.pool.driver import Driver
+from dspool.pool.front import OnSessionLost, PoolFront, Timeout
+from dspool.pool.interrupts import MAIN, guard, guarded
+from dspool.pool.lease import HOOK, READ, REPORT, WRITE, Steps, Wait
+from dspool.pool.leases import Lease
+from dspool.pool.mapping import map_rows
+from dspool.pool.waits import anyio_wait, drive_async
+from dspool.supervisor.launch import Launcher
+from dspool.types import Affinity, PoolHealth, PoolStats, WorkerInfo
+
+T = TypeVar("T")
+_MAX_POLL_MS = 60_000
+_CLOSE_SLACK_S = 10.0
+_open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+class Pool(PoolFront):
+    """A pool of worker processes for threads.
+
+        with dspool.Pool(workers=4, lm="openai/gpt-4o-mini") as pool:
+            pool.run("question -> answer", {"question": "..."}).answer
+
+    Safe to use from any number of threads. A pool belongs to the process that opened it.
+
+    Args:
+        options: a PoolOptions; keywords override it.
+        launcher: starts workers in place of the start method; for tests with fakes.
+        overrides: options by keyword; see PoolOptions.
+
+    Raises:
+        OptionsError: an option is unknown or out of range. Nothing was started.
+    """
+
+    def __init__(
+        self, options: PoolOptions | None = None, *, launcher: Launcher | None = None, **overrides: Any
+    ) -> None:
+        super().__init__(options, launcher=launcher, **overrides)
+        self._thread: threading.Thread | None = None
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    def open(self) -> Pool:
+        """Start the workers and wait until `min_ready` of them are ready. A lazy pool returns at once.
+
+        Raises:
+            WorkerStartError: a worker could not start; nothing is left running.
+            PoolError: the pool was opened before.
+        """
+        if self._control is not None:
+            raise PoolError(f"pool {self.name!r} was opened before; make a new one")
+        self._control = control = ControlPlane(self.options, self._launcher)
+        control.driver.protect_from_interrupts(guarded)
+        guard.install()
+        self._thread = threading.Thread(target=_serve, args=(control,), name=f"dspool-control-{self.name}", daemon=True)
+        self._thread.start()
+        _open_pools.add(self)
+        options = self.options
+        wanted = options.min_ready if options.min_ready is not None else 0 if options.lazy else options.size
+        try:
+            if wanted:
+                self._wait_ready(wanted, None, opening=True)
+        except BaseException:
+            self.close(0.0)
+            raise
+        return self
+
+    def close(self, grace_s: float | None = None) -> None:
+        """End the pool: refuse what is queued, give running calls `grace_s`, stop every worker. Idempotent.
+
+        Callable from any thread and from a signal handler. Returns when nothing of the pool is left; inside a step of
+        the pool (a signal handler on top of one) it returns at once and the pool closes behind it.
+
+        Args:
+            grace_s: seconds for running calls; None: the option's.
+        """
+        control = self._control
+        if control is None or control.driver.over.is_set() or control.driver.pid != os.getpid():
+            return
+        grace_s = self.options.grace_s if grace_s is None else grace_s
+        driver = control.driver
+        held = guard.enter() if threading.get_ident() == MAIN else None
+        try:
+            driver.step(c.Close(time.monotonic() + grace_s))
+            control.wake()
+            if driver.in_step or threading.current_thread() is self._thread:
+                return
+            driver.over.wait(grace_s + self.options.grace_s + _CLOSE_SLACK_S)
+            if self._thread is not None:
+                self._thread.join(_CLOSE_SLACK_S)
+        finally:
+            _open_pools.discard(self)
+            if not _open_pools:
+                guard.uninstall()
+            if held is not None:
+                guard.leave(held)
+
+    def __enter__(self) -> Pool:
+        return self.open()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        control = getattr(self, "_control", None)
+        if control is None or control.driver.over.is_set() or control.driver.pid != os.getpid():
+            return
+        _warn(f"pool {self.name!r} was never closed; its workers are killed", ResourceWarning, source=self)
+        control.driver.step(c.Close(time.monotonic()))
+        control.wake()
+
+    def wait_ready(self, workers: int | None = None, timeout_s: float | None = None) -> None:
+        """Wait until so many workers are ready.
+
+        Args:
+            workers: how many; None: all.
+            timeout_s: seconds; None: no limit but the workers' own start_timeout_s.
+
+        Raises:
+            WorkerStartError: they never will be.
+            QueueTimeout: they are not, after so long.
+        """
+        self._wait_ready(self.options.size if workers is None else workers, timeout_s, opening=False)
+
+    def _wait_ready(self, wanted: int, timeout_s: float | None, *, opening: bool) -> None:
+        driver = self._driver
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            changed = threading.Event()
+            driver.changed.append(changed.set)
+            if driver.ready(wanted, opening=opening):
+                return
+            if not changed.wait(None if deadline == math.inf else max(0.0, deadline - time.monotonic())):
+                ready = sum(group.ready for group in driver.core.groups.values())
+                raise QueueTimeout(
+                    f"pool {self.name!r} has {ready} of {wanted} workers ready after {timeout_s:g} s; "
+                    "see stats() and the log for what the others do"
+                )
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Take nothing new and wait until what was accepted is done. resume() undoes it.
+
+        Returns:
+            Whether everything was done within `timeout_s` seconds (None: no limit).
+        """
+        driver = self._driver
+        driver.step(c.Drain())
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while driver.busy:
+            done = threading.Event()
+            driver.when_idle(done.set)
+            if driver.busy and not done.wait(None if deadline == math.inf else max(0.0, deadline - time.monotonic())):
+                return False
+        return True
+
+    # --- calls ----------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        *,
+        session: str | None = None,
+        affinity: Affinity | None = None,
+        on_session_lost: OnSessionLost = "rebind",
+        timeout_s: Timeout = ...,
+        priority: int = 0,
+        require: str | Iterable[str] | None = None,
+        lm: Any = None,
+        idempotent: bool = False,
+    ) -> Any:
+        """Run a program once, in one of the workers.
+
+        Args:
+            program: a dspy.Module, a signature string, a definition, a registered name, "package.module:attribute", or
+                a callable that takes keyword inputs.
+            inputs: field names to values; or a dspy.Example.
+            session: calls with the same key go to the same worker.
+            affinity: how strongly; None: the pool's.
+            on_session_lost: "error": raise SessionLost once when the session's worker is gone; "rebind": go on with
+                another.
+            timeout_s: seconds for queue and run together; None: no limit; not given: the pool's.
+            priority: among waiting calls the lowest goes first.
+            require: labels that the worker's group must have.
+            lm: the LM of this call, in place of the pool's.
+            idempotent: the call may be sent again when its worker was lost.
+
+        Returns:
+            A dspy.Prediction for a DSPy program; a callable's own return value, as plain data.
+
+        Raises:
+            EncodeError: program or inputs can't be sent. No worker was touched.
+            PoolError: no worker could be had (see its subclasses). Nothing was run.
+            WorkerLost: the worker died with the call in it.
+            CallTimeout: the deadline came after the call was sent; its worker was killed.
+            ProgramError: the program failed; the worker is healthy.
+            KeyboardInterrupt: Ctrl-C; a call that was sent is cancelled, its worker replaced.
+        """
+        call = self._prepare(
+            program,
+            inputs,
+            session=session,
+            affinity=affinity,
+            on_session_lost=on_session_lost,
+            timeout_s=timeout_s,
+            priority=priority,
+            require=require,
+            lm=lm,
+            idempotent=idempotent,
+        )
+        driver = self._driver
+        steps = path.call(driver, call.checkout, call.program, call.frame, call.deadline, idempotent=idempotent)
+        response, worker_id = drive(driver, steps)
+        return self._finish(call.program, response, worker_id)
+
+    def map(
+        self,
+        program: Any,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+        progress: bool = False,
+        **as_run: Any,
+    ) -> Iterator[Any]:
+        """Run a program over many rows; see `dspool.pool.mapping.map_rows`."""
+        return map_rows(
+            self,
+            program,
+            rows,
+            concurrency=concurrency,
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+            progress=progress,
+            as_run=as_run,
+        )
+
+    def checkout(
+        self,
+        *,
+        program: Any = None,
+        session: str | None = None,
+        affinity: Affinity | None = None,
+        timeout_s: Timeout = ...,
+        hold_s: float | None = None,
+        priority: int = 0,
+        require: str | Iterable[str] | None = None,
+    ) -> Lease:
+        """Borrow a slot of a worker for several runs.
+
+            with pool.checkout() as lease:
+                lease.run(program, inputs)
+
+        Args:
+            program: prefer a worker that holds this program warm.
+            session: the session's worker.
+            affinity: how strongly; None: the pool's.
+            timeout_s: seconds to wait for a worker; 0: now or QueueTimeout.
+            hold_s: seconds after which the lease is taken back and its worker replaced; None: no limit.
+            priority: among waiting calls the lowest goes first.
+            require: labels that the worker's group must have.
+
+        Raises:
+            PoolError: no worker could be had.
+        """
+        driver, checkout, warm = self._prepare_checkout(
+            program, session, affinity, timeout_s, hold_s, priority, require
+        )
+        lease: Lease | None = None
+        held = guard.enter() if threading.get_ident() == MAIN else None
+        try:
+            record, pipe = drive(driver, path.checkout(driver, checkout, warm))
+            lease = Lease(self, driver, record, pipe)
+            return lease
+        finally:
+            if held is not None:
+                try:
+                    guard.leave(held)
+                except KeyboardInterrupt:
+                    if lease is not None:
+                        lease.close()
+                    raise
+
+    # --- programs -------------------------------------------------------------------------------------------------
+
+    def create_program(self, program_id: str, definition: Any, *, replace: bool = False) -> None:
+        """Register a program under a name that run() takes.
+
+        Args:
+            program_id: the name.
+            definition: any program form but a registered name.
+            replace: put it in the place of one that is there; running calls end with the old one.
+
+        Raises:
+            ProgramExists: the name is taken.
+            EncodeError: the definition can't be sent.
+        """
+        self._opened.programs.create(program_id, definition, replace=replace)
+
+    def list_programs(self) -> list[str]:
+        """The registered names."""
+        return self._opened.programs.names()
+
+    def delete_program(self, program_id: str) -> None:
+        """Forget a registered program.
+
+        Raises:
+            ProgramNotFound: there is none of that name.
+        """
+        self._opened.programs.delete(program_id)
+
+    def release(self, program: Any) -> None:
+        """Let a quarantined program run again: the program, its name, or the id that ProgramQuarantined names."""
+        self._driver.step(c.Release(self._program_id(program)))
+
+    def refresh(self, program: Any) -> None:
+        """Look at a program object again, after a change in place that its fingerprint can't see."""
+        self._opened.programs.refresh(program)
+
+    # --- fleet ----------------------------------------------------------------------------------------------------
+
+    def resize(self, workers: int, *, group: str | None = None) -> None:
+        """Change the number of workers; busy ones finish their calls first. Returns at once; see wait_ready()."""
+        self._resize(workers, group)
+
+    def reload(self) -> None:
+        """Replace every worker, one at a time, each kept until its replacement is ready. Returns at once."""
+        self._driver.step(c.Reload())
+
+    def recycle(self, worker_id: int) -> None:
+        """Replace one worker in the same way."""
+        self._known(worker_id).step(c.Recycle(worker_id))
+
+    def kill(self, worker_id: int) -> None:
+        """Kill one worker, at once; its calls raise WorkerLost. It is replaced."""
+        self._kill(worker_id)
+
+    def pause(self) -> None:
+        """Lend no worker until resume(); calls wait."""
+        self._driver.step(c.Pause())
+
+    def resume(self) -> None:
+        """Undo pause() or drain()."""
+        self._driver.step(c.Resume())
+
+    def stats(self) -> PoolStats:
+        """Counters since open() and gauges of now; readable after close() too."""
+        return self._stats()
+
+    def health(self) -> PoolHealth:
+        """Ready workers against the target."""
+        return self._health()
+
+    def workers(self) -> list[WorkerInfo]:
+        """Every worker, oldest first."""
+        return self._workers()
+
+
+def drive(driver: Driver, steps: Steps[T]) -> T:
+    """Run steps of the data path on this thread, blocking where they wait."""
+    if threading.get_ident() != MAIN:
+        return _drive(driver, steps, main=False)
+    if not guard.tried:
+        guard.install()
+    held = guard.enter()
+    try:
+        return _drive(driver, steps, main=True)
+    finally:
+        guard.leave(held)
+
+
+def _drive(driver: Driver, steps: Steps[T], *, main: bool) -> T:
+    try:
+        wait = next(steps)
+        while True:
+            try:
+                if main:
+                    guard.begin_wait()
+                came = _poll(wait[1], wait[2]) if wait[0] is READ else _wait(driver, wait)
+                if main:
+                    guard.waiting = False
+            except BaseException as error:
+                if main:
+                    guard.waiting = False
+                wait = steps.throw(error)
+            else:
+                wait = steps.send(came)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+
+
+def _poll(pipe: Any, deadline: float) -> bool:
+    while True:
+        left_s = deadline - time.monotonic()
+        left_ms = _MAX_POLL_MS if left_s > 60 else max(0, math.ceil(left_s * 1000))
+        if pipe.poller.poll(left_ms):
+            return True
+        if left_s <= 0:
+            return False
+
+
+def _wait(driver: Driver, wait: Wait) -> Any:
+    kind, what, deadline = wait
+    if kind is HOOK:
+        return what()
+    if kind is WRITE:
+        return _poll_writable(what, deadline)
+    if kind is REPORT:
+        return _wait_report(driver, what, deadline)
+    return _wait_grant(driver, what, deadline)
+
+
+def _poll_writable(pipe: Any, deadline: float) -> bool:
+    pipe.poller.modify(pipe.sock, select.POLLIN | select.POLLOUT)
+    try:
+        return _poll(pipe, deadline)
+    finally:
+        pipe.poller.modify(pipe.sock, select.POLLIN)
+
+
+def _wait_report(driver: Driver, worker_id: int, deadline: float) -> bool:
+    while worker_id not in driver.reports:
+        changed = threading.Event()
+        driver.changed.append(changed.set)
+        if worker_id in driver.reports:
+            break
+        if driver.over.is_set() or not changed.wait(max(0.0, deadline - time.monotonic())):
+            return False
+    return True
+
+
+def _wait_grant(driver: Driver, lease_id: int, deadline: float) -> bool:
+    asleep = threading.Lock()
+    asleep.acquire()
+    driver.wake_with(lease_id, asleep.release)
+    try:
+        if driver.decided(lease_id):
+            return True
+        left_s = deadline - time.monotonic()
+        return asleep.acquire(timeout=-1 if left_s > threading.TIMEOUT_MAX else max(0.0, left_s))
+    finally:
+        driver.sleep_no_more(lease_id)
+
+
+def _serve(control: ControlPlane) -> None:
+    """The control thread."""
+    anyio.run(control.run, lambda steps: drive_async(steps, anyio_wait))
+
+
+@atexit.register
+def _close_open_pools() -> None:
+    """The interpreter ends: pools left open end with it, their calls unfinished."""
+    for pool in list(_open_pools):
+        pool.close(0.0)

@@ -1,0 +1,172 @@
+"""The control plane: one task beside the supervisor that carries out the core's orders, in order, and keeps its clock.
+
+It runs on a loop of its own in Pool (a background thread) and on the application's loop in AsyncPool. Whoever gives it
+an order wakes it through a socket pair: from any thread, from a signal handler, without ever blocking; wake-ups
+coalesce.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from dspool.options import PoolOptions
+from dspool.pool.core import commands as c
+from dspool.pool.core.states import PoolState
+from dspool.pool.driver import Driver
+from dspool.pool.events import Events
+from dspool.pool.lease import Steps, settle
+from dspool.pool.lm_specs import adapter_spec, lm_spec
+from dspool.pool.programs import ProgramStore
+from dspool.protocol.messages import BootConfig, LMSpec, NamedProgram
+from dspool.supervisor import forked
+from dspool.supervisor.launch import Launcher, SpawnLauncher
+from dspool.supervisor.supervisor import Supervisor
+
+Drive = Callable[[Steps[None]], Coroutine[Any, Any, None]]
+_EVENTS_CLOSE_S = 1.0
+
+
+class ControlPlane:
+    """Driver, supervisor and everything else that a pool has behind its calls.
+
+    Args:
+        options: the pool's options.
+        launcher: starts workers; None: as the options say.
+    """
+
+    def __init__(self, options: PoolOptions, launcher: Launcher | None = None) -> None:
+        self.options = options
+        self._wake_out, self._wake_in = socket.socketpair()
+        self._wake_out.setblocking(False)
+        self._wake_in.setblocking(False)
+        for sock in (self._wake_out, self._wake_in):
+            forked.guard_socket(sock)
+        self._woken = False
+        self.driver = Driver(options, self.wake)
+        self.programs = ProgramStore(options)
+        self.lm: LMSpec | None = lm_spec(options.lm) if options.lm is not None else None
+        self._adapter = adapter_spec(options.adapter) if options.adapter is not None else None
+        self._warm = [
+            NamedProgram(program.program_id, program.spec) for program in map(self.programs.resolve, options.warm)
+        ]
+        self.events = Events(options.name, options.on_event)
+        launcher = launcher or SpawnLauncher()
+        self.driver.start_method = launcher.start_method
+        self.supervisor = Supervisor(options, launcher, self.driver, self._boot_config)
+        self._performers: dict[type, Callable[[Any], None]] = {
+            c.Spawn: lambda order: self.supervisor.start(order.worker_id, self.driver.core.groups[order.group].options),
+            c.Stop: lambda order: self.supervisor.stop(order.worker_id, order.reason, order.deadline),
+            c.Kill: lambda order: self.supervisor.kill(order.worker_id, order.reason, order.detail, dump=order.dump),
+            c.Probe: lambda order: self.supervisor.probe(order.worker_id),
+            c.Report: lambda order: self.events.publish(order.event, order.fields),
+        }
+
+    def wake(self) -> None:
+        """Wake the control plane; from anywhere."""
+        if self._woken:
+            return
+        self._woken = True
+        try:
+            self._wake_in.send(b"\0")
+        except OSError:
+            return  # it is being closed, or has a wake-up waiting already
+
+    async def run(self, drive: Drive) -> None:
+        """Serve until the pool is closed and its last worker is reaped.
+
+        Args:
+            drive: runs steps of the data path on this loop; for abandoned slots.
+        """
+        driver = self.driver
+        try:
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(self.supervisor.run)
+                driver.tick()
+                while not self._finished():
+                    self._perform(tasks, drive)
+                    await self._sleep()
+                self._perform(tasks, drive)
+                await self.supervisor.aclose(time.monotonic() + self.options.grace_s)
+                tasks.cancel_scope.cancel()
+        except BaseException as error:
+            self._broke(error)
+            raise
+        finally:
+            if self.events.pending:  # on a thread: a hook that blocks must not hold the application's loop up
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(self.events.close, _EVENTS_CLOSE_S)
+            driver.ended()
+            self._wake_in.close()
+            self._wake_out.close()
+
+    def _finished(self) -> bool:
+        driver = self.driver
+        if driver.broken is not None:
+            return not driver.orders
+        return driver.core.state is PoolState.CLOSED
+
+    def _perform(self, tasks: anyio.abc.TaskGroup, drive: Drive) -> None:
+        orders = self.driver.orders
+        while orders:
+            order = orders.popleft()
+            performer = self._performers.get(type(order))
+            if performer is not None:
+                performer(order)
+            elif isinstance(order, c.Abandon | c.CancelCall):
+                tasks.start_soon(drive, settle(self.driver, order.worker_id, order.slot, order.lease_id))
+
+    async def _sleep(self) -> None:
+        """Until there is an order, or the core wants a Tick."""
+        driver = self.driver
+        # A step that moves the deadline after we said until when we sleep wakes us; one that moved it before that is
+        # seen when we look again.
+        while (until := driver.next_deadline()) < driver.sleeps_until or driver.sleeps_until == 0.0:
+            driver.sleeps_until = until
+        if not driver.orders and not self._finished():
+            left_s = driver.sleeps_until - time.monotonic()
+            with anyio.move_on_after(max(0.0, left_s)):
+                await anyio.wait_readable(self._wake_out)
+        try:
+            while self._wake_out.recv(64):
+                pass
+        except BlockingIOError:
+            pass
+        # Only now: (1) the flag is taken down, (2) somebody puts it up and writes, (3) we read that byte away, and from
+        # then on everybody would believe that a wake-up is on its way.
+        self._woken = False
+        driver.sleeps_until = 0.0  # until the next sleep nobody needs to wake us for a deadline
+        if driver.next_deadline() <= time.monotonic():
+            driver.tick()
+
+    def _broke(self, error: BaseException) -> None:
+        """The control plane itself failed, or its loop ends: nothing starts or stops any more."""
+        if isinstance(error, Exception):
+            trace = "".join(traceback.format_exception(error))
+            self.events.publish("pool.broken", {"error": repr(error), "traceback": trace})
+        if self.driver.broken is None and self.driver.core.state is not PoolState.CLOSED:
+            self.driver.broken = error
+
+    def _boot_config(self, worker_id: int, group: str) -> BootConfig:
+        options = self.options
+        preload = [*options.preload, *self.driver.core.groups[group].options.preload]
+        return BootConfig(
+            worker_id=worker_id,
+            pool=options.name,
+            sys_path=[os.path.abspath(entry) for entry in sys.path],
+            preload=preload,
+            warm=self._warm,
+            lm=self.lm,
+            adapter=self._adapter,
+            max_programs=options.max_programs,
+            max_frame_bytes=options.max_frame_bytes,
+        )

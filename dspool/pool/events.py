@@ -1,0 +1,85 @@
+"""Events: each thing that happens to a worker or to the pool, as a log line and as a call of the user's on_event hook.
+
+The hook runs on a thread of its own behind a bounded queue, so that a slow one delays nobody: what doesn't fit is
+dropped and counted. An exception in it is logged and nothing more.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from dspool.options import EventHook
+from dspool.types import ExitReport
+
+QUEUE_LENGTH = 1000
+_WARNINGS = frozenset({"worker.lost", "worker.wont_end", "pool.breaker_opened", "program.quarantined", "hook.failed"})
+
+
+class Events:
+    """Where a pool's events go.
+
+    Args:
+        pool: the pool's name.
+        hook: the user's on_event, or None.
+    """
+
+    def __init__(self, pool: str, hook: EventHook | None) -> None:
+        self.dropped = 0
+        self._log = structlog.get_logger("dspool").bind(pool=pool)
+        self._hook = hook
+        self._queue: queue.Queue[tuple[str, Mapping[str, Any]] | None] = queue.Queue(QUEUE_LENGTH)
+        self._thread: threading.Thread | None = None
+
+    def publish(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Log the event and queue it for the hook. Never blocks, never raises."""
+        level = "error" if event == "pool.broken" else "warning" if event in _WARNINGS else "debug"
+        getattr(self._log, level)(event, **log_fields(fields))
+        if self._hook is None:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="dspool-events", daemon=True)
+            self._thread.start()
+        try:
+            self._queue.put_nowait((event, fields))
+        except queue.Full:
+            self.dropped += 1
+
+    @property
+    def pending(self) -> bool:
+        """Whether close() has to wait for the hook."""
+        return self._thread is not None
+
+    def close(self, timeout_s: float) -> None:
+        """Let the hook finish what is queued, for so long; a hook that blocks is left behind on its thread."""
+        if self._thread is None:
+            return
+        try:
+            self._queue.put(None, timeout=timeout_s)
+        except queue.Full:
+            return
+        self._thread.join(timeout_s)
+
+    def _serve(self) -> None:
+        assert self._hook is not None
+        while (item := self._queue.get()) is not None:
+            try:
+                self._hook(*item)
+            except Exception:
+                self._log.warning("hook.failed", hook="on_event", event_name=item[0], exc_info=True)
+
+
+def log_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """An event's fields for a log line: a report as its gist."""
+    plain = dict(fields)
+    report = plain.pop("report", None)
+    if isinstance(report, ExitReport):
+        plain.update(pid=report.pid, reason=report.reason, signal=report.signal, exit_code=report.exit_code)
+        plain.update(age_s=round(report.age_s, 3), calls=report.calls)
+        if report.detail:
+            plain["detail"] = report.detail
+    return plain

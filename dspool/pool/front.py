@@ -1,0 +1,290 @@
+"""What Pool and AsyncPool have in common: everything but the waiting.
+
+A call is prepared here (program resolved, inputs encoded, deadlines made absolute) before a worker is touched, and its
+response is turned into a value or an error here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from types import EllipsisType
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from dspool.errors import EncodeError, OptionsError, PoolClosed, PoolError
+from dspool.options import PoolOptions
+from dspool.pool.control import ControlPlane
+from dspool.pool.core import commands as c
+from dspool.pool.driver import AT_ONCE, Driver
+from dspool.pool.lm_specs import ambient_lm, lm_spec
+from dspool.pool.programs import Program
+from dspool.pool.results import program_error, result_of
+from dspool.protocol.messages import ErrorInfo, ExecuteArgs, LMSpec, Response
+from dspool.protocol.requests import encode_request
+from dspool.protocol.values import to_plain
+from dspool.supervisor.launch import Launcher
+from dspool.types import Affinity, ExitReason, PoolHealth, PoolStats, WorkerInfo
+
+OnSessionLost = Literal["rebind", "error"]
+Timeout = float | EllipsisType | None
+"""Seconds; None: no limit; ...: the pool's own default."""
+
+
+_RUN_DEFAULTS: dict[str, Any] = {
+    "session": None,
+    "affinity": None,
+    "on_session_lost": "rebind",
+    "timeout_s": ...,
+    "priority": 0,
+    "require": None,
+    "lm": None,
+    "idempotent": False,
+}
+
+
+class Prepared(msgspec.Struct, gc=False):
+    """A call that is ready to be checked out."""
+
+    program: Program
+    frame: bytearray
+    checkout: c.Checkout
+    deadline: float
+    idempotent: bool
+
+
+class PoolFront:
+    """Options, control plane, and what needs no waiting.
+
+    Args:
+        options: the pool's options; keywords override them.
+        launcher: starts workers in place of the start method; for tests with fakes.
+        overrides: options by keyword.
+    """
+
+    def __init__(
+        self, options: PoolOptions | None = None, *, launcher: Launcher | None = None, **overrides: Any
+    ) -> None:
+        self.options = PoolOptions.build(options, overrides)
+        self._launcher = launcher
+        self._control: ControlPlane | None = None
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+        return self.options.name
+
+    def __repr__(self) -> str:
+        control = self._control
+        state = "not open" if control is None else control.driver.core.state.value
+        return f"<{type(self).__name__} {self.name!r} {state}, {self.options.size} workers>"
+
+    @property
+    def _driver(self) -> Driver:
+        control = self._control
+        if control is None:
+            raise PoolClosed(f"pool {self.name!r} is not open; use `with`, or call open()")
+        control.driver.check_usable()
+        return control.driver
+
+    @property
+    def _opened(self) -> ControlPlane:
+        assert self._driver is not None
+        assert self._control is not None
+        return self._control
+
+    # --- calls ----------------------------------------------------------------------------------------------------
+
+    def _prepare(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        *,
+        session: str | None,
+        affinity: Affinity | None,
+        on_session_lost: OnSessionLost,
+        timeout_s: Timeout,
+        priority: int,
+        require: str | Iterable[str] | None,
+        lm: Any,
+        idempotent: bool,
+    ) -> Prepared:
+        now = time.monotonic()
+        control = self._opened
+        resolved = control.programs.resolve(program)
+        deadline = self._deadline(timeout_s, now)
+        frame = self._encode(resolved, inputs, lm, session, timed=deadline != c.INFINITY)
+        checkout = self._checkout(
+            now, deadline, resolved.program_id, session, affinity, on_session_lost, priority, require
+        )
+        checkout.size_bytes = len(frame)
+        return Prepared(resolved, frame, checkout, deadline, idempotent)
+
+    def _prepare_row(self, program: Any, row: Mapping[str, Any], as_run: Mapping[str, Any]) -> Prepared:
+        """A row of map(): run()'s arguments with run()'s defaults."""
+        for option in as_run:
+            if option not in _RUN_DEFAULTS:
+                raise OptionsError(
+                    f"map() has no argument {option!r}; beside its own it takes {', '.join(_RUN_DEFAULTS)}"
+                )
+        return self._prepare(program, row, **{**_RUN_DEFAULTS, **as_run})
+
+    def _encode(
+        self, program: Program, inputs: Mapping[str, Any], lm: Any, session: str | None, *, timed: bool
+    ) -> bytearray:
+        if type(inputs) is not dict:
+            inputs = _as_inputs(inputs)
+        args = ExecuteArgs(program.program_id, to_plain(inputs), self._call_lm(lm))
+        return encode_request("execute_program", args, self.options.max_frame_bytes, deadline=timed, session=session)
+
+    def _call_lm(self, lm: Any) -> LMSpec | None:
+        """The LM of one call: its own, else, in a pool without one, the LM that DSPy's settings name here."""
+        if lm is not None:
+            return lm_spec(lm)
+        if self._opened.lm is not None:
+            return None
+        ambient = ambient_lm()
+        return lm_spec(ambient) if ambient is not None else None
+
+    def _checkout(
+        self,
+        now: float,
+        deadline: float,
+        program: str | None,
+        session: str | None,
+        affinity: Affinity | None,
+        on_session_lost: OnSessionLost,
+        priority: int,
+        require: str | Iterable[str] | None,
+    ) -> c.Checkout:
+        options = self.options
+        if session is not None and not isinstance(session, str):
+            raise OptionsError(f"session must be a string or None; it is {session!r}")
+        if affinity is not None and affinity not in get_args(Affinity):
+            raise OptionsError(f"affinity must be one of {', '.join(get_args(Affinity))}; it is {affinity!r}")
+        if on_session_lost not in ("rebind", "error"):
+            raise OptionsError(f"on_session_lost must be 'rebind' or 'error'; it is {on_session_lost!r}")
+        queue_s = options.queue_timeout_s
+        last = deadline if queue_s is None else min(deadline, now + queue_s)
+        lease_id = next(self._driver.ids)
+        return c.Checkout(
+            lease_id,
+            lease_id,
+            program,
+            session,
+            affinity or options.affinity,
+            on_session_lost == "error",
+            _labels(require) if require is not None else frozenset(),
+            priority,
+            last if last > now else AT_ONCE,
+        )
+
+    def _prepare_checkout(
+        self,
+        program: Any,
+        session: str | None,
+        affinity: Affinity | None,
+        timeout_s: Timeout,
+        hold_s: float | None,
+        priority: int,
+        require: str | Iterable[str] | None,
+    ) -> tuple[Driver, c.Checkout, str | None]:
+        now = time.monotonic()
+        control = self._opened
+        warm = control.programs.resolve(program).program_id if program is not None else None
+        deadline = self._deadline(timeout_s, now)
+        checkout = self._checkout(now, deadline, warm, session, affinity, "rebind", priority, require)
+        if hold_s is not None:
+            if isinstance(hold_s, bool) or not isinstance(hold_s, (int, float)) or not hold_s > 0:
+                raise OptionsError(f"hold_s must be a number of seconds over 0, or None; it is {hold_s!r}")
+            checkout.hold_s = hold_s
+        return control.driver, checkout, warm
+
+    def _program_id(self, program: Any) -> str:
+        """The id of a program, or an id as it stands in an error."""
+        if isinstance(program, str) and program in self._driver.core.quarantine.records:
+            return program
+        return self._opened.programs.resolve(program).program_id
+
+    def _deadline(self, timeout_s: Timeout, now: float) -> float:
+        if timeout_s is ...:
+            timeout_s = self.options.timeout_s
+        if timeout_s is None:
+            return c.INFINITY
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not timeout_s >= 0:
+            raise OptionsError(f"timeout_s must be a number of seconds, 0 or more, or None; it is {timeout_s!r}")
+        return now + timeout_s
+
+    def _finish(self, program: Program, response: Response, worker_id: int) -> Any:
+        """A response as the program's value.
+
+        Raises:
+            ProgramError: the program failed.
+        """
+        if response.success:
+            return result_of(program, response)
+        info = response.error_info or ErrorInfo(code="program_error", message=response.error or "unknown error")
+        raise program_error(program, info, pool=self.name, worker_id=worker_id)
+
+    # --- orders that need no waiting --------------------------------------------------------------------------------
+
+    def _resize(self, workers: int, group: str | None) -> None:
+        groups = self.options.groups
+        if isinstance(workers, bool) or not isinstance(workers, int) or not 0 <= workers <= 4096:
+            raise OptionsError(f"workers must be a whole number, 0 to 4096; it is {workers!r}")
+        if group is None and len(groups) > 1:
+            raise OptionsError(f"resize() needs group=, one of {', '.join(each.name for each in groups)}")
+        if group is not None and group not in {each.name for each in groups}:
+            raise OptionsError(
+                f"no worker group is named {group!r}; there are {', '.join(each.name for each in groups)}"
+            )
+        self._driver.step(c.Resize(group or groups[0].name, workers))
+
+    def _kill(self, worker_id: int) -> None:
+        reason: ExitReason = "killed"
+        self._known(worker_id).step(c.WorkerUnwell(worker_id, reason, "by hand"))
+
+    def _known(self, worker_id: int) -> Driver:
+        driver = self._driver
+        if worker_id not in driver.core.workers:
+            have = ", ".join(map(str, driver.core.workers)) or "none"
+            raise PoolError(f"pool {self.name!r} has no worker {worker_id!r}; its workers are {have}")
+        return driver
+
+    # --- looking --------------------------------------------------------------------------------------------------
+
+    def _seen(self) -> Driver:
+        """The driver, also of a pool that is closed: its figures stay readable."""
+        if self._control is None:
+            raise PoolClosed(f"pool {self.name!r} was never opened; use `with`, or call open()")
+        self._control.driver.check_process()
+        return self._control.driver
+
+    def _stats(self) -> PoolStats:
+        return self._seen().stats()
+
+    def _health(self) -> PoolHealth:
+        return self._seen().health()
+
+    def _workers(self) -> list[WorkerInfo]:
+        return self._seen().workers()
+
+
+def _labels(require: str | Iterable[str]) -> frozenset[str]:
+    labels = frozenset({require} if isinstance(require, str) else require)
+    if not all(isinstance(label, str) for label in labels):
+        raise OptionsError(f"require must be a label or labels, as strings; it is {require!r}")
+    return labels
+
+
+def _as_inputs(inputs: Any) -> dict[str, Any]:
+    """Inputs as a dict: a mapping, or a dspy.Example, of which the inputs are taken."""
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    if hasattr(inputs, "inputs") and hasattr(inputs, "toDict"):
+        marked = getattr(inputs, "_input_keys", None)
+        return dict((inputs.inputs() if marked else inputs).items())
+    raise EncodeError(
+        f"inputs must be a mapping of field names to values, or a dspy.Example; got a {type(inputs).__name__}"
+    )

@@ -1,0 +1,114 @@
+"""Ctrl-C in the main thread, held back while the pool is in the middle of something.
+
+Python raises KeyboardInterrupt between any two bytecodes of the main thread, also inside a locked step or a `finally`:
+a slot or the whole table would be lost. So while the main thread is inside the pool, our handler only takes a note; it
+raises in the waits, which are the only places that take time, and on the way out.
+
+Rules:
+    1. `enter` and `leave` pair up and nest (a signal handler may call the pool while the pool waits).
+    2. Interrupts are raised only while `waiting`, and the handler ends the wait as it raises: a second Ctrl-C can't
+       land in the cleaning up after the first.
+    3. The handler is installed only where Python's own default handler stands, by the main thread, and taken out when
+       the last pool closes. Whoever has a handler of their own keeps it.
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+MAIN = threading.main_thread().ident
+
+
+class _Guard:
+    """State of the main thread; touched by it alone."""
+
+    __slots__ = ("depth", "pending", "tried", "waiting")
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.waiting = False
+        self.pending = False
+        self.tried = False
+        """install() was called on the main thread since the last uninstall()."""
+
+    def install(self) -> None:
+        """A pool was opened. Does something only on the main thread, where Python's default handler stands."""
+        if threading.get_ident() != MAIN:
+            return
+        self.tried = True
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _on_sigint)
+
+    def uninstall(self) -> None:
+        """The last pool was closed."""
+        if threading.get_ident() != MAIN:
+            return
+        self.tried = False
+        if signal.getsignal(signal.SIGINT) is _on_sigint:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def enter(self) -> bool:
+        """From here on interrupts are held back. Returns what leave() wants back."""
+        waiting, self.waiting = self.waiting, False
+        self.depth += 1
+        return waiting
+
+    def leave(self, waiting: bool) -> None:
+        """Undo enter().
+
+        Raises:
+            KeyboardInterrupt: one was held back, and this was the outermost enter().
+        """
+        self.depth -= 1
+        self.waiting = waiting
+        if self.pending and (self.depth == 0 or waiting):
+            self.pending = False
+            self.waiting = False
+            raise KeyboardInterrupt
+
+    def begin_wait(self) -> None:
+        """From here until end_wait() an interrupt is raised at once, one that was held back included."""
+        # In this order: an interrupt between the two lines is raised by the handler, one before by us.
+        self.waiting = True
+        if self.pending:
+            self.pending = False
+            self.waiting = False
+            raise KeyboardInterrupt
+
+    def end_wait(self) -> None:
+        """Hold interrupts back again."""
+        self.waiting = False
+
+
+guard = _Guard()
+
+
+def guarded(function: Callable[P, T]) -> Callable[P, T]:
+    """The function with interrupts held back until it is through, wherever the main thread calls it."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        if (guard.depth and not guard.waiting) or threading.get_ident() != MAIN:
+            return function(*args, **kwargs)
+        held = guard.enter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            guard.leave(held)
+
+    return run
+
+
+def _on_sigint(signum: int, frame: FrameType | None) -> None:
+    if guard.depth and not guard.waiting:
+        guard.pending = True
+        return
+    guard.waiting = False
+    raise KeyboardInterrupt

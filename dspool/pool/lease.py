@@ -1,0 +1,380 @@
+"""The data path: a call from checkout to checkin, and Lease / AsyncLease, which hold a slot for several runs.
+
+The way of a call is written once, as generators that yield what they have to wait for; Pool drives them by blocking,
+AsyncPool by awaiting. A wait is (kind, what, deadline), answered True (it came) or False (the deadline did):
+
+    (GRANT, lease_id, deadline)     until the lease is granted or refused
+    (READ, pipe, deadline)          until the slot's pipe can be read
+    (WRITE, pipe, deadline)         until it can be read or written
+    (REPORT, worker_id, deadline)   until the worker's exit report is there
+    (HOOK, call, deadline)          until the user's hook has answered; the answer is its verdict
+
+Rules:
+    1. The lease id is drawn and `try` entered before Checkout; `finally` cancels whatever is not closed. So an
+       exception thrown into any wait (an interrupt, a cancellation) leaves neither a lost slot nor a late answer.
+    2. `written` is set before a send is attempted. A request that was certainly never read counts as not written: the
+       call goes on to another worker.
+    3. What the pipe still holds is read before an exit is believed (law 8).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from traceback import format_exc
+from typing import Any, Final, Literal, TypeVar
+
+from dspool.errors import CallTimeout, PoolClosed, PoolError, ProtocolError, QueueTimeout, WorkerLost
+from dspool.pool.core import commands as c
+from dspool.pool.core.records import Lease as LeaseRecord
+from dspool.pool.core.states import LeaseState, PoolState
+from dspool.pool.driver import Driver
+from dspool.pool.programs import Program
+from dspool.pool.slot_pipe import PipeEnded, SlotPipe
+from dspool.protocol.codec import MSGPACK
+from dspool.protocol.messages import CreateArgs, Response
+from dspool.protocol.requests import encode_request, stamp
+from dspool.types import CheckoutRequest, ExitReport, Keep, Remove, Skip, Verdict
+
+GRANT: Final = "grant"
+READ: Final = "read"
+WRITE: Final = "write"
+REPORT: Final = "report"
+HOOK: Final = "hook"
+Wait = tuple[Literal["grant", "read", "write", "report", "hook"], Any, float]
+T = TypeVar("T")
+Steps = Generator[Wait, Any, T]
+
+REPORT_WAIT_S = 0.5
+"""How long a caller whose worker was lost waits to be told why."""
+_OVER = (PoolState.CLOSING, PoolState.CLOSED)
+
+
+class DeadlinePassed(Exception):
+    """The call's deadline came while it was in a worker."""
+
+
+def acquire(driver: Driver, checkout: c.Checkout) -> Steps[tuple[LeaseRecord, SlotPipe]]:
+    """Check out: wait for a worker, look at it, put it to the hook; go on to the next one until one suits."""
+    lease_id = checkout.lease_id
+    if checkout.lease_id not in driver.core.leases:
+        driver.step(checkout)
+    lease = driver.lease(lease_id)
+    while True:
+        while lease.state is LeaseState.QUEUED:
+            if not (yield (GRANT, lease_id, checkout.deadline)) and lease.state is LeaseState.QUEUED:
+                raise _queue_timeout(driver, lease)
+            lease = driver.lease(lease_id)
+        if lease.state is LeaseState.CLOSED:
+            raise driver.refused(lease)
+        pipe = driver.pipe(lease)
+        trouble = ("its process is gone", True) if pipe is None else pipe.look()
+        if trouble is not None:
+            give_back(driver, lease_id, pipe, Remove(trouble[0]), died=trouble[1])
+            continue
+        assert pipe is not None
+        if lease.state is LeaseState.CHECKING:
+            verdict = yield from _ask_hook(driver, lease)
+            give_back(driver, lease_id, pipe, verdict)
+            if time.monotonic() >= checkout.deadline:
+                raise _queue_timeout(driver, lease)
+            lease = driver.lease(lease_id)
+            if not isinstance(verdict, Keep) or lease.state is not LeaseState.GRANTED:
+                continue
+        return lease, pipe
+
+
+def checkout(driver: Driver, request: c.Checkout, warm: str | None) -> Steps[tuple[LeaseRecord, SlotPipe]]:
+    """Check out a lease that is kept for several runs. `warm`: the program that its worker should hold."""
+    request.program = warm
+    kept = False
+    try:
+        lease, pipe = yield from acquire(driver, request)
+        kept = True
+        driver.step(c.RunEnded(lease.lease_id, "none"))
+        return lease, pipe
+    finally:
+        if not kept:
+            driver.step(c.Cancel(request.lease_id, written=False))
+
+
+def end(driver: Driver, record: LeaseRecord, pipe: SlotPipe, verdict: Verdict) -> None:
+    """Check a kept lease in."""
+    driver.step(c.Checkin(record.lease_id, "none", verdict))
+    if pipe.orphaned:
+        driver.close_pipe(pipe)
+
+
+def _ask_hook(driver: Driver, lease: LeaseRecord) -> Steps[Verdict]:
+    """The user's check hook, in the caller. Whatever goes wrong in it means REMOVE, with the reason."""
+    check = driver.options.check
+    assert check is not None
+    assert lease.worker_id is not None
+    request = CheckoutRequest(
+        pool=driver.name,
+        lease_id=lease.lease_id,
+        program=lease.program,
+        session=lease.session,
+        require=lease.require,
+        priority=lease.priority,
+        removals=len(lease.removed),
+    )
+    worker = driver.worker_info(lease.worker_id)
+    if worker is None:
+        return Remove("its process is gone")
+    try:
+        verdict = yield (HOOK, lambda: check(worker, request), lease.deadline)
+    except Exception as error:
+        driver.report("hook.failed", hook="check", worker_id=lease.worker_id, error=repr(error), traceback=format_exc())
+        return Remove(f"the check hook raised {type(error).__name__}: {error}")
+    if isinstance(verdict, (Keep, Remove, Skip)):
+        return verdict
+    return Remove(f"the check hook returned {verdict!r:.80} instead of KEEP, Remove(...) or Skip(...)")
+
+
+def give_back(driver: Driver, lease_id: int, pipe: SlotPipe | None, verdict: Verdict, *, died: bool = False) -> None:
+    """Tell the core a verdict; close the pipe of a worker that is gone, since we held it."""
+    lease = driver.lease(lease_id)
+    worker_id = lease.worker_id
+    driver.step(c.CheckoutVerdict(lease_id, verdict, died))
+    kept = isinstance(verdict, Keep) and lease.state is LeaseState.GRANTED and lease.worker_id == worker_id
+    if pipe is not None and pipe.orphaned and not kept:  # KEEP too is too late where the worker has gone meanwhile
+        driver.close_pipe(pipe)
+
+
+def exchange(
+    driver: Driver, pipe: SlotPipe, program: Program, frame: bytearray, request_id: int, deadline: float
+) -> Steps[Response]:
+    """Send the request and read its answer; where the worker hasn't the program, ship it and ask again."""
+    response = yield from _round_trip(pipe, frame, request_id, deadline)
+    info = response.error_info
+    if info is None or info.code != "program_missing":
+        return response
+    create = encode_request(
+        "create_program", CreateArgs(program.program_id, program.spec), driver.options.max_frame_bytes
+    )
+    created = yield from _round_trip(pipe, create, next(driver.ids), deadline, timed=False)
+    if not created.success:
+        return created
+    return (yield from _round_trip(pipe, frame, request_id, deadline))
+
+
+def _round_trip(
+    pipe: SlotPipe, frame: bytearray, request_id: int, deadline: float, *, timed: bool = True
+) -> Steps[Response]:
+    left_s = None if deadline == c.INFINITY or not timed else deadline - time.monotonic()
+    stamp(frame, request_id, left_s)
+    pipe.asked = request_id
+    if not pipe.send(frame):
+        while not pipe.send_more():
+            if not (yield (WRITE, pipe, deadline)):
+                raise DeadlinePassed
+    while True:
+        if not (yield (READ, pipe, deadline)):
+            raise DeadlinePassed
+        body = pipe.receive()
+        if body is not None:
+            break
+    response = MSGPACK.decode_response(body)
+    if response.id != request_id:
+        raise ProtocolError(f"it answered id {response.id} when {request_id} was asked")
+    pipe.asked = None
+    return response
+
+
+def call(
+    driver: Driver, checkout: c.Checkout, program: Program, frame: bytearray, deadline: float, *, idempotent: bool
+) -> Steps[tuple[Response, int]]:
+    """One call: a lease, one run, checkin. Gives the response and the worker it came from.
+
+    An idempotent call whose worker was lost is sent again, up to max_retries times within its deadline.
+    """
+    tries = 0
+    while True:
+        try:
+            return (yield from _attempt(driver, checkout, program, frame, deadline))
+        except WorkerLost:
+            tries += 1
+            if not idempotent or tries > driver.options.max_retries or time.monotonic() >= deadline:
+                raise
+        checkout.lease_id, checkout.retry = next(driver.ids), True
+
+
+def _attempt(
+    driver: Driver, checkout: c.Checkout, program: Program, frame: bytearray, deadline: float
+) -> Steps[tuple[Response, int]]:
+    lease_id = checkout.lease_id
+    written = closed = False
+    pipe: SlotPipe | None = None
+    try:
+        while True:
+            lease, pipe = yield from acquire(driver, checkout)
+            worker_id = lease.worker_id
+            assert worker_id is not None
+            written = True
+            try:
+                response = yield from exchange(driver, pipe, program, frame, lease_id, deadline)
+            except PipeEnded as end:
+                if end.never_ran:
+                    written = False
+                    give_back(driver, lease_id, pipe, Remove("it ended before it had read the call"), died=True)
+                    continue
+                closed = True
+                driver.step(c.Checkin(lease_id, "lost"))
+                raise (yield from lost(driver, worker_id, program)) from None
+            except ProtocolError as error:
+                closed = True
+                driver.step(c.Checkin(lease_id, "none", Remove(str(error)), "protocol_error"))
+                raise (yield from lost(driver, worker_id, program)) from error
+            except DeadlinePassed:
+                closed = True
+                driver.step(c.Cancel(lease_id, written=True, why="timeout"))
+                raise (yield from timed_out(driver, worker_id, program, lease)) from None
+            closed = True
+            driver.step(c.Checkin(lease_id, "ok" if response.success else "failed"))
+            return response, worker_id
+    finally:
+        if not closed:
+            driver.step(c.Cancel(lease_id, written))
+        if pipe is not None and pipe.orphaned:
+            driver.close_pipe(pipe)
+
+
+def run_in(
+    driver: Driver, record: LeaseRecord, pipe: SlotPipe, program: Program, frame: bytearray, deadline: float
+) -> Steps[Response]:
+    """One run in a lease that is kept. After anything but a response the lease is over."""
+    lease_id, worker_id = record.lease_id, record.worker_id
+    assert worker_id is not None
+    over = True
+    written = False
+    try:
+        driver.step(c.RunStarted(lease_id, program.program_id))
+        if record.refusal is not None:
+            over = False
+            raise driver.refused(record)
+        if record.state is not LeaseState.GRANTED:
+            raise lease_over(driver, record)
+        written = True
+        try:
+            response = yield from exchange(driver, pipe, program, frame, next(driver.ids), deadline)
+        except (PipeEnded, ProtocolError) as error:
+            written = False
+            if isinstance(error, PipeEnded):
+                driver.step(c.Checkin(lease_id, "lost"))
+            else:
+                driver.step(c.Checkin(lease_id, "none", Remove(str(error)), "protocol_error"))
+            raise (yield from lost(driver, worker_id, program)) from error
+        except DeadlinePassed:
+            written = False
+            driver.step(c.Cancel(lease_id, written=True, why="timeout"))
+            raise (yield from timed_out(driver, worker_id, program, record)) from None
+        over = False
+        driver.step(c.RunEnded(lease_id, "ok" if response.success else "failed"))
+        return response
+    finally:
+        if over:
+            driver.step(c.Cancel(lease_id, written))
+            if pipe.orphaned:
+                driver.close_pipe(pipe)
+
+
+def settle(driver: Driver, worker_id: int, slot: int, lease_id: int) -> Steps[None]:
+    """Control plane: read an abandoned slot until the late answer came, drop it, and give the slot back."""
+    pipes = driver.pipes.get(worker_id)
+    if pipes is None:
+        return
+    pipe = pipes[slot]
+    pipe.settling = True
+    try:
+        while pipe.unsent and not pipe.send_more():
+            yield (WRITE, pipe, c.INFINITY)
+        while pipe.asked is not None:
+            yield (READ, pipe, c.INFINITY)
+            body = pipe.receive()
+            if body is not None and MSGPACK.decode_response(body).id == pipe.asked:
+                pipe.asked = None
+    except PipeEnded:
+        return  # its exit is on its way
+    except ProtocolError as error:
+        driver.step(c.WorkerUnwell(worker_id, "protocol_error", str(error)))
+        return
+    finally:
+        pipe.settling = False
+        if pipe.orphaned:
+            driver.close_pipe(pipe)
+    driver.step(c.SlotSettled(worker_id, slot, lease_id))
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def _queue_timeout(driver: Driver, lease: LeaseRecord) -> QueueTimeout:
+    """Give the place in the queue up, and say so."""
+    waited_s = time.monotonic() - lease.created_at
+    core = driver.core
+    driver.step(c.Cancel(lease.lease_id, written=False, why="timeout"))
+    return QueueTimeout(
+        f"pool {driver.name!r} had no worker free within {waited_s:.3f} s; {core.queue.count} calls wait for "
+        f"{len(core.workers)} workers; add workers, or allow more time with timeout_s or queue_timeout_s"
+    )
+
+
+def lost(driver: Driver, worker_id: int, program: Program) -> Steps[PoolError | WorkerLost]:
+    """The error of a call whose worker died in it."""
+    report = yield from _report(driver, worker_id)
+    if driver.core.state in _OVER:
+        return PoolClosed(
+            f"pool {driver.name!r} was closed while {program.label} ran in worker {worker_id}; it may have run"
+        )
+    return WorkerLost(
+        f"pool {driver.name!r} lost worker {worker_id} while it ran {program.label}: {describe(report)}. The call may "
+        "have run and was not sent again; pass idempotent=True where sending it again is safe",
+        report,
+    )
+
+
+def timed_out(driver: Driver, worker_id: int, program: Program, lease: LeaseRecord) -> Steps[PoolError | CallTimeout]:
+    """The error of a call whose deadline came while it ran."""
+    slots = driver.options.slots
+    report = (yield from _report(driver, worker_id)) if slots == 1 else None
+    now = time.monotonic()
+    fate = "was killed and is replaced" if slots == 1 else "keeps its other calls; this one's slot was given up"
+    dump = ""
+    if slots == 1:
+        dump = "\n" + report.stack_dump if report is not None and report.stack_dump else "; there is no stack dump"
+    return CallTimeout(
+        f"pool {driver.name!r}: {program.label} did not end by its deadline: {now - lease.created_at:.3f} s after the "
+        f"call, {now - lease.granted_at:.3f} s of them in worker {worker_id}, which {fate}; give it more time with "
+        f"timeout_s{dump}",
+        report,
+    )
+
+
+def lease_over(driver: Driver, record: LeaseRecord) -> PoolError:
+    """The error of using a lease that has ended."""
+    return PoolError(
+        f"pool {driver.name!r}: lease {record.lease_id} of worker {record.worker_id} is over "
+        "(closed, past hold_s, or its worker is gone); check out again"
+    )
+
+
+def _report(driver: Driver, worker_id: int) -> Steps[ExitReport | None]:
+    if worker_id not in driver.reports:
+        yield (REPORT, worker_id, time.monotonic() + REPORT_WAIT_S)
+    return driver.reports.get(worker_id)
+
+
+def describe(report: ExitReport | None) -> str:
+    """An exit report in a sentence."""
+    if report is None:
+        return "how it ended is not known yet"
+    how = report.signal or (f"exit code {report.exit_code}" if report.exit_code is not None else "status unknown")
+    text = f"{report.reason} ({how}), pid {report.pid}, {report.age_s:.1f} s old, in its call number {report.calls}"
+    if report.detail:
+        text += f"; {report.detail}"
+    if report.signal == "SIGKILL" and report.reason in ("crash", "oom_suspect"):
+        text += "; perhaps out of memory"
+    if report.output_tail:
+        text += f"; its last output: {report.output_tail[-500:]!r}"
+    return text

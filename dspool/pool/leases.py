@@ -1,0 +1,150 @@
+"""Lease and AsyncLease: a slot of one worker, borrowed for several runs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dspool.errors import PoolError
+from dspool.pool import lease as path
+from dspool.pool.core import commands as c
+from dspool.pool.core.records import Lease as Record
+from dspool.pool.core.states import LeaseState
+from dspool.pool.driver import Driver
+from dspool.pool.front import PoolFront, Timeout
+from dspool.pool.lease import Steps
+from dspool.pool.programs import Program
+from dspool.pool.slot_pipe import SlotPipe
+from dspool.protocol.messages import Response
+from dspool.types import KEEP, Remove, Verdict, WorkerInfo
+
+if TYPE_CHECKING:
+    from dspool.pool.aio import AsyncPool
+    from dspool.pool.blocking import Pool
+
+
+class _HeldSlot:
+    """What both leases have in common. One run at a time; after a lost worker or a timeout the lease is over."""
+
+    def __init__(self, front: PoolFront, driver: Driver, record: Record, pipe: SlotPipe) -> None:
+        self._front = front
+        self._driver = driver
+        self._record = record
+        self._pipe = pipe
+        self._verdict: Verdict = KEEP
+        self._over = False
+        self._running = threading.Lock()
+
+    @property
+    def worker(self) -> WorkerInfo | None:
+        """The worker as it is now; None when it is gone."""
+        return None if self._record.worker_id is None else self._driver.worker_info(self._record.worker_id)
+
+    @property
+    def session_restarted(self) -> bool:
+        """Whether the session lost the state that it kept in the worker it had before."""
+        return self._record.session_restarted
+
+    def remove(self, reason: str) -> None:
+        """The worker is suspect: it is killed and replaced when the lease ends."""
+        self._verdict = Remove(reason)
+
+    def _end(self) -> None:
+        if not self._over and self._driver.pid == os.getpid():
+            self._over = True
+            path.end(self._driver, self._record, self._pipe, self._verdict)
+
+    def _steps(self, program: Any, inputs: Mapping[str, Any], timeout_s: Timeout, lm: Any) -> Steps[Response]:
+        front = self._front
+        resolved: Program = front._opened.programs.resolve(program)
+        deadline = front._deadline(timeout_s, time.monotonic())
+        frame = front._encode(resolved, inputs, lm, self._record.session, timed=deadline != c.INFINITY)
+        if self._over or self._record.state is LeaseState.CLOSED:
+            raise path.lease_over(self._driver, self._record)
+        return self._guarded(resolved, frame, deadline)
+
+    def _guarded(self, program: Program, frame: bytearray, deadline: float) -> Steps[Response]:
+        if not self._running.acquire(blocking=False):
+            raise PoolError(f"lease {self._record.lease_id} runs a call already; a lease runs one at a time")
+        try:
+            return (yield from path.run_in(self._driver, self._record, self._pipe, program, frame, deadline))
+        finally:
+            self._over = self._over or self._record.state is LeaseState.CLOSED
+            self._running.release()
+
+    def _result(self, program: Any, response: Response) -> Any:
+        assert self._record.worker_id is not None
+        resolved = self._front._opened.programs.resolve(program)
+        return self._front._finish(resolved, response, self._record.worker_id)
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if getattr(self, "_over", True) or self._record.state is LeaseState.CLOSED:
+            return
+        self._verdict = Remove("its lease was dropped without being closed")
+        self._end()
+        if self._driver.over.is_set():
+            return
+        _warn(
+            f"lease {self._record.lease_id} of pool {self._driver.name!r} was dropped without being closed; worker "
+            f"{self._record.worker_id} is replaced. Use `with pool.checkout() as lease`",
+            ResourceWarning,
+            source=self,
+        )
+
+
+class Lease(_HeldSlot):
+    """A borrowed slot, for threads; from Pool.checkout(). Use it with `with`."""
+
+    def __init__(self, pool: Pool, driver: Driver, record: Record, pipe: SlotPipe) -> None:
+        super().__init__(pool, driver, record, pipe)
+
+    def run(self, program: Any, inputs: Mapping[str, Any], *, timeout_s: Timeout = ..., lm: Any = None) -> Any:
+        """Run a program in the lease's worker; arguments, value and errors as Pool.run().
+
+        Raises:
+            PoolError: the lease is over, or runs another call.
+        """
+        from dspool.pool.blocking import drive
+
+        return self._result(program, drive(self._driver, self._steps(program, inputs, timeout_s, lm)))
+
+    def close(self) -> None:
+        """Give the slot back. Idempotent."""
+        self._end()
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class AsyncLease(_HeldSlot):
+    """A borrowed slot, for tasks; from AsyncPool.checkout(). Use it with `async with`."""
+
+    def __init__(self, pool: AsyncPool, driver: Driver, record: Record, pipe: SlotPipe) -> None:
+        super().__init__(pool, driver, record, pipe)
+        self._pool = pool
+
+    async def run(self, program: Any, inputs: Mapping[str, Any], *, timeout_s: Timeout = ..., lm: Any = None) -> Any:
+        """Run a program in the lease's worker; arguments, value and errors as AsyncPool.run().
+
+        Raises:
+            PoolError: the lease is over, or runs another call.
+        """
+        steps = self._steps(program, inputs, timeout_s, lm)
+        return self._result(program, await self._pool._drive(steps))
+
+    async def close(self) -> None:
+        """Give the slot back. Idempotent."""
+        self._end()
+
+    async def __aenter__(self) -> AsyncLease:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._end()

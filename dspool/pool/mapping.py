@@ -1,0 +1,320 @@
+"""map: a program over many rows, with a bounded number in flight, in order or as they finish.
+
+RowPump does the work in tasks on an event loop: AsyncPool's own, or, for Pool, one on a background thread, so that
+rows go on while the caller looks at results, and leaving early cancels what runs. The window bounds what is taken from
+`rows` and not yet handed out, so a slow caller or a slow first row holds the pump up instead of filling memory.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import math
+import queue
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sized
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+
+from dspool.errors import OptionsError
+from dspool.pool import lease as path
+from dspool.pool.progress import Progress
+from dspool.pool.waits import ThreadWaits, drive_async
+
+if TYPE_CHECKING:
+    from dspool.pool.blocking import Pool
+
+RunRow = Callable[[Any], Awaitable[Any]]
+_WINDOW = 4
+"""Rows that may be taken and not yet handed out, for each row in flight."""
+
+
+class Done(msgspec.Struct):
+    """A row's end: its value, or the exception it raised. index -1: the pump has ended."""
+
+    index: int
+    value: Any = None
+    error: BaseException | None = None
+
+
+class RowPump:
+    """Runs rows, `concurrency` at a time, and emits a Done for each.
+
+    Args:
+        rows: an iterable or an async iterable.
+        run_row: runs one row.
+        concurrency: how many at a time.
+        emit: takes each Done, and Done(-1) at the very end; called on the pump's loop.
+    """
+
+    def __init__(self, rows: Any, run_row: RunRow, concurrency: int, emit: Callable[[Done], None]) -> None:
+        self._rows = rows.__aiter__() if hasattr(rows, "__aiter__") else iter(rows)
+        self._is_async = hasattr(rows, "__aiter__")
+        self._run_row = run_row
+        self._concurrency = concurrency
+        self._emit = emit
+        self._window = anyio.Semaphore(concurrency * _WINDOW)
+        self._taking = anyio.Lock()
+        self._taken = 0
+        self._scope = anyio.CancelScope()
+        self.over = anyio.Event()
+        """run() has ended."""
+
+    def handed_out(self) -> None:
+        """The caller has a row's result: another may be taken. On the pump's loop."""
+        self._window.release()
+
+    def cancel(self) -> None:
+        """Stop: cancel what runs, take nothing more. On the pump's loop."""
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Run all rows. Raises nothing: what goes wrong is in the last Done."""
+        end = Done(-1)
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(self._concurrency):
+                        tasks.start_soon(self._work)
+        except Exception as error:
+            end.error = error
+        finally:
+            self.over.set()
+            self._emit(end)
+
+    async def _work(self) -> None:
+        while True:
+            await self._window.acquire()
+            async with self._taking:
+                done = Done(self._taken)
+                self._taken += 1
+                try:
+                    row = await self._rows.__anext__() if self._is_async else next(self._rows, self)
+                except StopAsyncIteration:
+                    row = self
+                except Exception as error:  # the caller's own iterable failed
+                    done.error = error
+                    self._emit(done)
+                    self._rows, self._is_async = iter(()), False
+                    return
+            if row is self:
+                return
+            try:
+                done.value = await self._run_row(row)
+            except Exception as error:
+                done.error = error
+            self._emit(done)
+
+
+class Sorter:
+    """Results as they come -> results as they are wanted."""
+
+    def __init__(self, *, ordered: bool, return_exceptions: bool) -> None:
+        self._ordered = ordered
+        self._return_exceptions = return_exceptions
+        self._held: dict[int, Done] = {}
+        self._next = 0
+
+    def put(self, done: Done) -> None:
+        """A row has ended."""
+        self._held[done.index if self._ordered else self._next + len(self._held)] = done
+
+    def take(self) -> Done | None:
+        """The next result to hand out, if it is there."""
+        done = self._held.pop(self._next, None)
+        if done is not None:
+            self._next += 1
+        return done
+
+    def value(self, done: Done) -> Any:
+        """What the caller gets for it; raises the row's exception unless exceptions are to be returned."""
+        if done.error is None:
+            return done.value
+        if self._return_exceptions and isinstance(done.error, Exception):
+            return done.error
+        raise done.error
+
+
+def check_concurrency(concurrency: int | None, slots: int) -> int:
+    """How many rows at a time: as asked, else as many as there are slots."""
+    if concurrency is None:
+        return max(1, slots)
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= 100_000:
+        raise OptionsError(f"concurrency must be a whole number, 1 to 100,000; it is {concurrency!r}")
+    return concurrency
+
+
+def map_rows(
+    pool: Pool,
+    program: Any,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    concurrency: int | None,
+    ordered: bool,
+    return_exceptions: bool,
+    progress: bool,
+    as_run: dict[str, Any],
+) -> Iterator[Any]:
+    """See Pool.map. Arguments are checked here, at once; the rest is lazy."""
+    slots = pool.options.size * pool.options.slots
+    width = check_concurrency(concurrency, slots)
+    pool._prepare_row(program, {}, as_run)  # a program or an option that can't work is told now, not at the first row
+    bar = Progress(len(rows) if isinstance(rows, Sized) else None, pool.name, shown=progress)
+    sorter = Sorter(ordered=ordered, return_exceptions=return_exceptions)
+    return _rows_done(_Background(pool, program, rows, width, as_run), sorter, bar)
+
+
+def _rows_done(background: _Background, sorter: Sorter, bar: Progress) -> Iterator[Any]:
+    try:
+        with bar:
+            while True:
+                done = sorter.take()
+                if done is None:
+                    done = background.get()
+                    if done.index < 0:
+                        break
+                    bar.row_done(failed=done.error is not None)
+                    sorter.put(done)
+                    continue
+                background.handed_out()
+                yield sorter.value(done)
+    finally:
+        background.stop()
+
+
+class _Background:
+    """A RowPump on a thread with a loop of its own."""
+
+    def __init__(self, pool: Pool, program: Any, rows: Iterable[Any], concurrency: int, as_run: dict[str, Any]) -> None:
+        self._pool = pool
+        self._program = program
+        self._rows = rows
+        self._concurrency = concurrency
+        self._as_run = as_run
+        self._results: queue.SimpleQueue[Done] = queue.SimpleQueue()
+        self._post: Callable[..., Any] | None = None
+        self._pump: RowPump | None = None
+        self._stopped = False
+        self._started = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def get(self) -> Done:
+        """The next row that has ended."""
+        if self._thread is None:
+            context = contextvars.copy_context()
+            self._thread = threading.Thread(
+                target=context.run, args=(anyio.run, self._serve), name=f"dspool-map-{self._pool.name}", daemon=True
+            )
+            self._thread.start()
+        done = self._results.get()
+        if done.index < 0 and done.error is not None and not self._stopped:
+            raise done.error
+        return done
+
+    def handed_out(self) -> None:
+        """A result was handed out."""
+        if self._pump is not None:
+            self._tell(self._pump.handed_out)
+
+    def stop(self) -> None:
+        """Cancel what runs and wait until it is over."""
+        self._stopped = True
+        if self._thread is None:
+            return
+        self._started.wait()
+        if self._pump is not None:
+            self._tell(self._pump.cancel)
+        self._thread.join()
+
+    def _tell(self, what: Callable[[], None]) -> None:
+        assert self._post is not None
+        try:
+            self._post(what)
+        except RuntimeError:
+            return  # its loop has ended: there is nothing left to tell
+
+    async def _serve(self) -> None:
+        import asyncio
+
+        try:
+            waits = ThreadWaits(self._pool._driver)
+            self._post = asyncio.get_running_loop().call_soon_threadsafe
+
+            async def run_row(row: Any) -> Any:
+                call = self._pool._prepare_row(self._program, row, self._as_run)
+                steps = path.call(
+                    waits.driver, call.checkout, call.program, call.frame, call.deadline, idempotent=call.idempotent
+                )
+                response, worker_id = await drive_async(steps, waits.wait)
+                return self._pool._finish(call.program, response, worker_id)
+
+            self._pump = RowPump(self._rows, run_row, self._concurrency, self._results.put)
+        except BaseException as error:
+            self._results.put(Done(-1, error=error))
+            raise
+        finally:
+            self._started.set()
+        await self._pump.run()
+
+
+class AsyncRows(AsyncIterator[Any]):
+    """AsyncPool.map's results: an async iterator. Leaving early: aclose(), or let it go."""
+
+    def __init__(
+        self, rows: Any, run_row: RunRow, concurrency: int, sorter: Sorter, bar: Progress, start: Callable[..., Any]
+    ) -> None:
+        self._sorter = sorter
+        self._bar = bar
+        self._start: Callable[..., Any] | None = start
+        self._send, self._receive = anyio.create_memory_object_stream[Done](math.inf)
+        self._pump = RowPump(rows, run_row, concurrency, self._take_in)
+        self._over = False
+
+    def _take_in(self, done: Done) -> None:
+        if not self._over:
+            self._send.send_nowait(done)
+
+    async def __anext__(self) -> Any:
+        if self._start is not None:
+            self._start(self._pump.run)
+            self._start = None
+            self._bar.__enter__()
+        while not self._over:
+            done = self._sorter.take()
+            if done is not None:
+                self._pump.handed_out()
+                try:
+                    return self._sorter.value(done)
+                except BaseException:
+                    await self.aclose()
+                    raise
+            done = await self._receive.receive()
+            if done.index < 0:
+                await self.aclose()
+                if done.error is not None and isinstance(done.error, Exception):
+                    raise done.error
+                break
+            self._bar.row_done(failed=done.error is not None)
+            self._sorter.put(done)
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Cancel what runs and wait until it is over. Idempotent."""
+        if not self._over:
+            self._over = True
+            self._pump.cancel()
+            if self._start is None:
+                with anyio.CancelScope(shield=True):
+                    await self._pump.over.wait()
+                self._bar.__exit__(None, None, None)
+            self._receive.close()
+            self._send.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_over", True):
+            self._over = True
+            if self._start is None:
+                self._pump.cancel()
+            self._receive.close()
+            self._send.close()

@@ -1,0 +1,394 @@
+"""The program store: what a pool may be asked to run, who it is, and what a worker is sent of it.
+
+    a registered name              wins over the other readings of a string
+    "question -> answer"           dspy.Predict over the signature
+    "package.module:attribute"     imported by the worker, from the manager's sys.path
+    {"signature": {...}, ...}      a definition, as the original bridge's create_program takes it
+    a dspy.Module                  pickled; its predictors' LMs go beside it, as specs
+    a dspy.Signature class         dspy.Predict over it
+    any other callable             pickled; called with the inputs as keywords
+
+Rules:
+    1. Equal definitions are one program: a DSPy program's id is made from its content (identity.py). A callable is
+       itself: its id is a number of this store's, for two callables can't be told to be equal.
+    2. A module is looked at once; then a Watch says before every call whether it is still what it was. What the Watch
+       can't see needs `refresh`.
+    3. Objects are remembered weakly, callables strongly, and the least recently used are forgotten beyond MAX_PROGRAMS
+       programs or MAX_BYTES bytes.
+    4. What is known already is found without a lock; everything else happens under one.
+
+dspy is looked up in sys.modules and never imported: a DSPy object can only exist where it is loaded. Knows no workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import threading
+import types
+import weakref
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import Any, NamedTuple, NoReturn
+
+import msgspec
+
+from dspool.errors import EncodeError, ProgramExists, ProgramNotFound
+from dspool.options import PoolOptions
+from dspool.pool.forms import callable_name, module_label, modules_in, output_fields, unreadable
+from dspool.pool.identity import digest, loaded_dspy
+from dspool.pool.lm_specs import culprit, is_lm, lm_spec, pickled, stable_digest
+from dspool.pool.watch import Watch
+from dspool.protocol.messages import DefinedProgram, ImportedProgram, PickledProgram, ProgramSpec, SignatureProgram
+from dspool.protocol.values import to_plain
+
+MAX_PROGRAMS = 1024
+"""Programs whose pickles a store keeps."""
+MAX_BYTES = 256 * 2**20
+"""Bytes of pickles a store keeps; the newest is kept whatever its size."""
+MAX_NAME_CHARS = 256
+FRAME_SLACK = 4096
+"""Bytes of a frame that are not the program's."""
+
+_KEYS = frozenset({str, types.FunctionType, types.BuiltinFunctionType, types.MethodType})
+"""Types whose equality is identity or text. Methods are made anew at each access, and are equal."""
+_ATTEMPTS = 3
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_FORMS = (
+    "a dspy.Module, a dspy.Signature, a signature string, a definition, a registered name, "
+    '"package.module:attribute", or a callable'
+)
+
+
+class Program:
+    """One distinct definition.
+
+    Attributes:
+        program_id: the same for equal definitions, e.g. "ChainOfThought-3f2a9c..."; "callable:app.main.shout#3".
+        label: what logs and errors call it; the registered name where it was asked for by name.
+        spec: what a worker is sent.
+        is_dspy: whether it gives a dspy.Prediction; None where only the worker, which imports it, can know.
+        fields: output field -> annotation, as far as known; None until it is first needed.
+    """
+
+    __slots__ = ("fields", "is_dspy", "label", "program_id", "spec", "touched")
+
+    def __init__(
+        self, program_id: str, label: str, spec: ProgramSpec, is_dspy: bool | None, fields: dict[str, Any] | None = None
+    ) -> None:
+        self.program_id = program_id
+        self.label = label
+        self.spec = spec
+        self.is_dspy = is_dspy
+        self.fields = fields
+        self.touched = True
+        """Used since it was last considered for eviction."""
+
+    def __repr__(self) -> str:
+        return f"<Program {self.label} ({self.program_id})>"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its pickle; 0 for what is sent as text."""
+        return len(self.spec.data) if isinstance(self.spec, PickledProgram) else 0
+
+
+class _Remembered(NamedTuple):
+    ref: Callable[[], Any]
+    watch: Watch
+    program: Program
+
+
+class _Registered(NamedTuple):
+    definition: Any
+    program: Program
+    created_at: datetime
+
+
+class ProgramStore:
+    """The programs of one pool. Any thread may use it.
+
+    Args:
+        options: the pool's; `name` goes into errors, `max_frame_bytes` bounds a program's size.
+    """
+
+    def __init__(self, options: PoolOptions) -> None:
+        self._pool = options.name
+        self._max_bytes = options.max_frame_bytes - FRAME_SLACK
+        self._lock = threading.RLock()
+        self._names: dict[str, _Registered] = {}
+        self._programs: dict[str, Program] = {}
+        self._keyed: dict[Any, Program] = {}
+        self._objects: dict[int, _Remembered] = {}
+        self._numbers = itertools.count(1)
+
+    def resolve(self, program: Any) -> Program:
+        """The program that any of the forms above stands for.
+
+        Raises:
+            EncodeError: it is none of them, or can't be sent; the text names the part that can't be pickled.
+            ProgramNotFound: a string that is no registered name, no signature and no import path.
+        """
+        if type(program) in _KEYS:
+            known = self._keyed.get(program)
+            if known is not None:
+                known.touched = True
+                return known
+        else:
+            remembered = self._objects.get(id(program))
+            if remembered is not None and remembered.ref() is program and remembered.watch.unchanged():
+                remembered.program.touched = True
+                return remembered.program
+        with self._lock:
+            return self._learn(program)
+
+    def create(self, program_id: str, definition: Any, *, replace: bool = False) -> Program:
+        """Register a program, as it is now, under a name that resolve() takes.
+
+        Args:
+            program_id: the name, 1 to 256 characters.
+            definition: any program form.
+            replace: put it in the place of what has that name.
+
+        Raises:
+            ProgramExists: the name is taken.
+            EncodeError, ProgramNotFound: as resolve(). Nothing is registered.
+        """
+        if not isinstance(program_id, str) or not 0 < len(program_id) <= MAX_NAME_CHARS:
+            self._refuse(f"a program's name is a string of 1 to {MAX_NAME_CHARS} characters, not {program_id!r:.80}")
+        with self._lock:
+            if program_id in self._names and not replace:
+                raise ProgramExists(
+                    f"pool {self._pool!r} has a program named {program_id!r} already; pass replace=True to put another "
+                    f"in its place"
+                )
+            return self._register(program_id, definition, datetime.now(UTC))
+
+    def names(self) -> list[str]:
+        """The registered names, oldest first."""
+        return list(self._names)
+
+    def info(self, program_id: str) -> dict[str, Any]:
+        """What is known of a registered program, as plain data.
+
+        Returns:
+            program_id (the name), id (the program's own), kind, label, signature (where it was given as one, else
+            None), bytes, created_at (ISO 8601).
+
+        Raises:
+            ProgramNotFound: there is none of that name.
+        """
+        registered = self._names.get(program_id)
+        if registered is None:
+            self._not_found(program_id)
+        program, signature = registered.program, None
+        match program.spec:
+            case SignatureProgram(signature=text):
+                signature = text
+            case DefinedProgram(definition=definition):
+                signature = definition["signature"]
+        return {
+            "program_id": program_id,
+            "id": program.program_id,
+            "kind": str(type(program.spec).__struct_config__.tag),
+            "label": program.label,
+            "signature": signature,
+            "bytes": program.size_bytes,
+            "created_at": registered.created_at.isoformat(),
+        }
+
+    def delete(self, program_id: str) -> Program:
+        """Forget a registered name. Calls under way are not concerned.
+
+        Raises:
+            ProgramNotFound: there is none of that name.
+        """
+        with self._lock:
+            registered = self._names.pop(program_id, None)
+            if registered is None:
+                self._not_found(program_id)
+            self._keyed.pop(program_id, None)
+            return registered.program
+
+    def refresh(self, program: Any) -> None:
+        """Look at a program again at its next use, or, for a registered name, at its definition now."""
+        with self._lock:
+            if type(program) not in _KEYS:
+                self._objects.pop(id(program), None)
+                return
+            self._keyed.pop(program, None)
+            registered = self._names.get(program) if isinstance(program, str) else None
+            if registered is not None:
+                self.refresh(registered.definition)
+                self._register(program, registered.definition, registered.created_at)
+
+    # Under the lock.
+
+    def _register(self, name: str, definition: Any, created_at: datetime) -> Program:
+        found = self.resolve(definition)
+        program = Program(found.program_id, name, found.spec, found.is_dspy, found.fields)
+        self._names[name] = _Registered(definition, program, created_at)
+        self._keyed[name] = program
+        return program
+
+    def _learn(self, program: Any) -> Program:
+        if isinstance(program, str):
+            return self._text(program)
+        if isinstance(program, loaded_dspy("Module")):
+            return self._module(program, program)
+        if isinstance(program, type) and issubclass(program, loaded_dspy("Signature")):
+            return self._signature_class(program)
+        if isinstance(program, type) and issubclass(program, loaded_dspy("Module")):
+            self._refuse(
+                f"{program.__qualname__} is a class of DSPy modules; pass an instance: {program.__qualname__}(...)"
+            )
+        if isinstance(program, Mapping):
+            return self._definition(program)
+        if not callable(program) or is_lm(program):
+            hint = "; pass an LM as lm=" if is_lm(program) else ""
+            self._refuse(f"a program is {_FORMS}; this is a {type(program).__qualname__}{hint}")
+        return self._callable(program)
+
+    def _text(self, text: str) -> Program:
+        registered = self._names.get(text)
+        if registered is not None:
+            program = registered.program
+        elif "->" in text:
+            if reason := unreadable(text):
+                self._refuse(f"the signature {text!r:.200} can't be read: {reason}")
+            program_id = f"Predict-{blake2b(text.strip().encode(), digest_size=16).hexdigest()}"
+            program = self._kept(Program(program_id, f"{text.strip():.100}", SignatureProgram(text.strip()), True))
+        elif _IMPORT_PATH.fullmatch(text):
+            if text.startswith("__main__:"):
+                self._refuse(f"{text!r} is in the script itself, which a worker does not import; pass the object")
+            program = self._kept(Program(f"import:{text}", text, ImportedProgram(text), None))
+        else:
+            self._not_found(text)
+        self._keyed[text] = program
+        return program
+
+    def _definition(self, definition: Mapping[str, Any]) -> Program:
+        own = {name: part for name, part in definition.items() if name not in ("id", "program_id", "session_id")}
+        signature = own.get("signature")
+        if not isinstance(signature, Mapping):
+            self._refuse('a definition is a dict with "signature": {"inputs": [{"name": ...}], "outputs": [...]}')
+        plain = to_plain(own, "definition")
+        kind = str(own.get("program_type", "predict"))
+        name = str(signature.get("name") or kind)
+        key = blake2b(msgspec.msgpack.encode(plain, order="deterministic"), digest_size=16).hexdigest()
+        return self._kept(Program(f"{_prefix(name)}-{key}", f"{name:.100}", DefinedProgram(plain), True))
+
+    def _signature_class(self, signature: Any) -> Program:
+        if not signature.output_fields:
+            self._refuse(f"the signature {signature.__qualname__} has no output fields")
+        (predict,) = loaded_dspy("Predict")
+        return self._module(signature, predict(signature))
+
+    def _module(self, given: Any, module: Any) -> Program:
+        """A DSPy module's program; `given` is what it is remembered by.
+
+        1. Its id is made. 2. Another thread changes it. 3. It is pickled: the change travels under the id of what it
+        was before, also to others that are equal to that. So nothing is kept unless it is unchanged at the end.
+        """
+        for _ in range(_ATTEMPTS):
+            modules = modules_in(module)
+            pinned = [part.lm for part in modules if is_lm(getattr(part, "lm", None))]
+            watch = Watch([*modules, *pinned])
+            program = self._looked_at(module, modules)
+            if watch.unchanged():
+                self._remember(given, watch, program)
+                return self._kept(program)
+        label = module_label(module, modules_in(module))
+        raise EncodeError(f"pool {self._pool!r}: the program {label} kept changing while it was pickled")
+
+    def _looked_at(self, module: Any, modules: list[Any]) -> Program:
+        label = module_label(module, modules)
+        try:
+            predictors = [(name, part) for name, part in module.named_predictors() if is_lm(part.lm)]
+            lms = {name: lm_spec(part.lm) for name, part in predictors}
+        except Exception as error:
+            raise EncodeError(f"pool {self._pool!r}: the program {label} can't be sent: {error!s:.500}") from error
+        try:
+            key = digest(module, stable_digest)
+        except Exception:  # some part can't be told from its like: the id is shared with nobody
+            key = f"unique#{next(self._numbers)}"
+        program_id = f"{_prefix(type(module).__name__)}-{key}"
+        known = self._programs.get(program_id)
+        if known is not None:
+            return known
+        spec = self._pickle(module, label, lms, {id(part) for _, part in predictors})
+        return Program(program_id, label, spec, True, output_fields(modules))
+
+    def _callable(self, function: Any) -> Program:
+        name = callable_name(function)
+        spec = self._pickle(function, name, {}, ())
+        program = self._kept(Program(f"callable:{name}#{next(self._numbers)}", name, spec, False, {}))
+        if type(function) in _KEYS:
+            self._keyed[function] = program
+        else:
+            self._remember(function, Watch(()), program, strongly=True)
+        return program
+
+    def _pickle(self, thing: Any, label: str, lms: dict[str, Any], without_lm: Collection[int]) -> PickledProgram:
+        try:
+            data = pickled(thing, without_lm)
+        except Exception as error:
+            raise EncodeError(
+                f"pool {self._pool!r}: a program can't be pickled, because of {culprit(thing, label)}. Let "
+                f"it be made in the worker, or pass the program by its import path"
+            ) from error
+        if len(data) > self._max_bytes:
+            raise EncodeError(
+                f"pool {self._pool!r}: the program {label} is {len(data):,} bytes, more than a frame carries "
+                f"({self._max_bytes:,}); raise max_frame_bytes, or let the program load its data itself"
+            )
+        return PickledProgram(data, label, lms)
+
+    def _kept(self, program: Program) -> Program:
+        """The program, or the one that is here by its id; others are forgotten where there are too many."""
+        known = self._programs.setdefault(program.program_id, program)
+        known.touched = True
+        if known is program:
+            self._evict()
+            program.touched = False
+        return known
+
+    def _evict(self) -> None:
+        programs, size = self._programs, sum(program.size_bytes for program in self._programs.values())
+        while len(programs) > 1 and (len(programs) > MAX_PROGRAMS or size > MAX_BYTES):
+            oldest = next(iter(programs.values()))
+            del programs[oldest.program_id]
+            if oldest.touched:  # used since: to the end of the line
+                oldest.touched = False
+                programs[oldest.program_id] = oldest
+                continue
+            size -= oldest.size_bytes
+            for key in [key for key, program in self._keyed.items() if program is oldest]:
+                del self._keyed[key]
+            for number in [number for number, entry in list(self._objects.items()) if entry.program is oldest]:
+                self._objects.pop(number, None)
+
+    def _remember(self, thing: Any, watch: Watch, program: Program, *, strongly: bool = False) -> None:
+        key = id(thing)
+        ref: Callable[[], Any] = lambda: thing  # noqa: E731
+        if not strongly:
+            ref = weakref.ref(thing, lambda _: self._objects.pop(key, None))
+        self._objects.pop(key, None)
+        self._objects[key] = _Remembered(ref, watch, program)
+        while len(self._objects) > 4 * MAX_PROGRAMS:
+            self._objects.pop(next(iter(self._objects)), None)
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise EncodeError(f"pool {self._pool!r}: {reason}")
+
+    def _not_found(self, text: str) -> NoReturn:
+        names = ", ".join(map(repr, itertools.islice(self._names, 10))) or "none"
+        raise ProgramNotFound(
+            f"pool {self._pool!r} has no program {text!r:.80} (registered: {names}), and it is neither a signature "
+            f'("question -> answer") nor an import path ("package.module:attribute")'
+        )
+
+
+def _prefix(name: str) -> str:
+    return re.sub(r"\W+", "_", name)[:40]

@@ -1,0 +1,148 @@
+"""SlotPipe: the manager's end of one slot's pipe. Never waits: it says when it would have to.
+
+Rules:
+    1. One holder at a time: whoever holds the lease, or the control plane for an abandoned slot.
+    2. Only the holder closes the socket: closing one that another thread polls doesn't wake it, and its number is used
+       again. When the worker exits, the control plane shuts a held socket down, and the holder closes it.
+    3. ECONNRESET before any byte of an answer means that the worker ended with our request unread: it never ran.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+
+from dspool.errors import ProtocolError
+from dspool.protocol.frames import FrameDecoder
+
+
+class PipeEnded(Exception):
+    """The worker's end is closed.
+
+    Attributes:
+        never_ran: the request was not wholly read, so nothing was executed.
+    """
+
+    def __init__(self, never_ran: bool) -> None:
+        super().__init__("the worker's end of the pipe is closed")
+        self.never_ran = never_ran
+
+
+class SlotPipe:
+    """One slot's pipe.
+
+    Args:
+        sock: the manager's end, non-blocking; owned from now on.
+        max_frame_bytes: the cap.
+    """
+
+    __slots__ = ("_decoder", "_unsent", "asked", "orphaned", "poller", "reader", "settling", "sock")
+
+    def __init__(self, sock: socket.socket, max_frame_bytes: int) -> None:
+        self.sock = sock
+        self.orphaned = False
+        """The worker is gone; the holder closes the socket when it is through."""
+        self.asked: int | None = None
+        """Id of the request whose answer was not read yet."""
+        self.settling = False
+        """The control plane waits on the socket, and closes it when it is through."""
+        self.poller = select.poll()
+        self.poller.register(sock, select.POLLIN)
+        self.reader: object = None
+        """What an event loop keeps for this socket."""
+        self._decoder = FrameDecoder(max_frame_bytes)
+        self._unsent = memoryview(b"")
+
+    @property
+    def unsent(self) -> bool:
+        """Whether a part of the last request is still to be sent."""
+        return bool(self._unsent)
+
+    def look(self) -> tuple[str, bool] | None:
+        """What is wrong with the pipe of an idle slot, and whether it has ended. None: there is nothing to read."""
+        held = self._decoder.buffered
+        if not held and not self.poller.poll(0):
+            return None
+        try:
+            held += len(self.sock.recv(64, socket.MSG_PEEK))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            return f"its pipe is broken: {error.strerror}", True
+        return (
+            (f"its pipe holds {held} bytes or more that nobody asked for", False)
+            if held
+            else ("its pipe is closed", True)
+        )
+
+    def send(self, frame: bytearray) -> bool:
+        """Begin to send. Returns whether all of it went.
+
+        Raises:
+            PipeEnded: the worker's end is closed.
+        """
+        try:
+            sent = self.sock.send(frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise PipeEnded(never_ran=True) from error
+        if sent == len(frame):
+            return True
+        self._unsent = memoryview(frame)[sent:]
+        return False
+
+    def send_more(self) -> bool:
+        """Go on sending. Returns whether all of it went.
+
+        Raises:
+            PipeEnded: the worker's end is closed; it can't have read the whole request.
+            ProtocolError: it answered before it had read the request.
+        """
+        if self.receive() is not None:
+            raise ProtocolError("the worker answered before it had read the request")
+        try:
+            self._unsent = self._unsent[self.sock.send(self._unsent) :]
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise PipeEnded(never_ran=True) from error
+        if self._unsent:
+            return False
+        self._unsent = memoryview(b"")
+        return True
+
+    def receive(self) -> memoryview | None:
+        """The next frame's body, good until the next call; None until more has come.
+
+        Raises:
+            PipeEnded: the worker's end is closed.
+            ProtocolError: a broken frame.
+        """
+        decoder = self._decoder
+        body = decoder.next_frame() if decoder.buffered else None
+        while body is None:
+            try:
+                count = self.sock.recv_into(decoder.space())
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                raise PipeEnded(never_ran=not decoder.buffered and error.errno == errno.ECONNRESET) from error
+            if count == 0:
+                decoder.finish()
+                raise PipeEnded(never_ran=bool(self._unsent))
+            decoder.received(count)
+            body = decoder.next_frame()
+        return body
+
+    def shutdown(self) -> None:
+        """End the pipe without closing it: the holder reads what is there, then EOF."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # the peer is gone already
+
+    def close(self) -> None:
+        """Close the socket; for its holder alone. Again is nothing."""
+        self.sock.close()

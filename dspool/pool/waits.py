@@ -1,0 +1,292 @@
+"""How a task waits: the waits of the data path, awaited on asyncio, trio, or whatever anyio runs on.
+
+asyncio   a reader is registered once per slot and stays, so that a call costs no system call for it; idle, it also
+          tells us that a worker has died.
+trio      wait_readable for each wait.
+anyio     the same through anyio: for the control plane of a blocking pool, which reads abandoned slots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from dspool.pool.driver import Driver
+from dspool.pool.lease import GRANT, HOOK, READ, REPORT, WRITE, Steps, Wait
+from dspool.pool.slot_pipe import SlotPipe
+
+T = TypeVar("T")
+WaitFor = Callable[[Wait], Awaitable[Any]]
+_FOREVER_S = 10 * 365 * 86400.0
+
+
+async def drive_async(steps: Steps[T], wait_for: WaitFor) -> T:
+    """Run steps of the data path in this task, awaiting where they wait. Cancellation is thrown into the steps."""
+    try:
+        wait = next(steps)
+        while True:
+            try:
+                came = await wait_for(wait)
+            except BaseException as error:
+                wait = steps.throw(error)
+            else:
+                wait = steps.send(came)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+
+
+async def anyio_wait(wait: Wait) -> bool:
+    """READ and WRITE through anyio."""
+    kind, pipe, deadline = wait
+    assert kind in (READ, WRITE)
+    with anyio.move_on_after(_left(deadline)):
+        await (anyio.wait_readable(pipe.sock) if kind is READ else anyio.wait_writable(pipe.sock))
+        return True
+    return False
+
+
+class AnyioWaits:
+    """The waits of an AsyncPool that are the same on every loop; READ, WRITE and GRANT come from the subclasses.
+
+    Args:
+        driver: the pool's.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.thread = threading.get_ident()
+
+    async def wait(self, wait: Wait) -> Any:
+        """Wait as asked; the answer is the hook's verdict, or whether it came before the deadline."""
+        kind, what, deadline = wait
+        if kind is READ:
+            return await self.read(what, deadline)
+        if kind is GRANT:
+            return await self.grant(what, deadline)
+        if kind is WRITE:
+            return await self.write(what, deadline)
+        if kind is REPORT:
+            return await self.report(what, deadline)
+        assert kind is HOOK
+        return await _ask(what)
+
+    async def read(self, pipe: SlotPipe, deadline: float) -> bool:
+        """Until the pipe can be read."""
+        return await anyio_wait((READ, pipe, deadline))
+
+    async def write(self, pipe: SlotPipe, deadline: float) -> bool:
+        """Until the pipe can be written; a worker that ends makes it writable too."""
+        return await anyio_wait((WRITE, pipe, deadline))
+
+    async def grant(self, lease_id: int, deadline: float) -> bool:
+        """Until the lease is granted or refused."""
+        raise NotImplementedError
+
+    async def report(self, worker_id: int, deadline: float) -> bool:
+        """Until the worker's exit report is there."""
+        while worker_id not in self.driver.reports:
+            if not await self.changed(deadline) and worker_id not in self.driver.reports:
+                return False
+        return True
+
+    async def changed(self, deadline: float) -> bool:
+        """Until something about the workers changed."""
+        if self.driver.over.is_set():
+            return False
+        event = anyio.Event()
+        self.driver.changed.append(event.set)
+        with anyio.move_on_after(_left(deadline)):
+            await event.wait()
+            return True
+        return False
+
+
+class AsyncioWaits(AnyioWaits):
+    """On asyncio or uvloop."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(driver)
+        self.loop = asyncio.get_running_loop()
+
+    async def read(self, pipe: SlotPipe, deadline: float) -> bool:
+        """Until the pipe can be read."""
+        reader = pipe.reader
+        if reader is None:
+            reader = pipe.reader = Reader(self.loop, pipe.sock.fileno())
+        assert isinstance(reader, Reader)
+        future = reader.wait()
+        return await self._until(future, deadline)
+
+    async def write(self, pipe: SlotPipe, deadline: float) -> bool:
+        """Until the pipe can be written; a worker that ends makes it writable too."""
+        future: asyncio.Future[bool] = self.loop.create_future()
+        fd = pipe.sock.fileno()
+        self.loop.add_writer(fd, _resolve, future)
+        try:
+            return await self._until(future, deadline)
+        finally:
+            self.loop.remove_writer(fd)
+
+    async def grant(self, lease_id: int, deadline: float) -> bool:
+        """Until the lease is granted or refused."""
+        future: asyncio.Future[bool] = self.loop.create_future()
+
+        def wake() -> None:
+            if threading.get_ident() == self.thread:
+                _resolve(future)
+            else:
+                self._tell(future)
+
+        self.driver.wake_with(lease_id, wake)
+        try:
+            return self.driver.decided(lease_id) or await self._until(future, deadline)
+        finally:
+            self.driver.sleep_no_more(lease_id)
+
+    def _tell(self, future: asyncio.Future[bool]) -> None:
+        try:
+            self.loop.call_soon_threadsafe(_resolve, future)
+        except RuntimeError:
+            return  # the loop has ended: nobody waits there any more
+
+    async def _until(self, future: asyncio.Future[bool], deadline: float) -> bool:
+        if deadline == float("inf"):
+            return await future
+        timer = self.loop.call_later(max(0.0, deadline - time.monotonic()), _give_up, future)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
+
+class ThreadWaits(AsyncioWaits):
+    """On a loop beside a blocking pool: a slot's pipe is somebody else's before and after, so nothing stays."""
+
+    async def read(self, pipe: SlotPipe, deadline: float) -> bool:
+        """Until the pipe can be read."""
+        future: asyncio.Future[bool] = self.loop.create_future()
+        fd = pipe.sock.fileno()
+        self.loop.add_reader(fd, _resolve, future)
+        try:
+            return await self._until(future, deadline)
+        finally:
+            self.loop.remove_reader(fd)
+
+    async def changed(self, deadline: float) -> bool:
+        """Until something about the workers changed; it is told on another thread."""
+        if self.driver.over.is_set():
+            return False
+        future: asyncio.Future[bool] = self.loop.create_future()
+        self.driver.changed.append(lambda: self._tell(future))
+        return await self._until(future, deadline)
+
+
+class Reader:
+    """Watches one slot's socket on an asyncio loop for as long as the slot lives.
+
+    The loop reports level by level: after it has woken the caller it may call once more before the caller has read. So
+    one call that nobody waits for means nothing; a second one in a row means that the worker has ended or talks out of
+    turn, and the watching stops until somebody waits again. Otherwise the loop would spin.
+    """
+
+    __slots__ = ("_fd", "_future", "_idle_calls", "_loop", "_watching")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        self._loop = loop
+        self._fd = fd
+        self._future: asyncio.Future[bool] | None = None
+        self._idle_calls = 0
+        self._watching = False
+
+    def wait(self) -> asyncio.Future[bool]:
+        """A future that is True once the socket can be read."""
+        self._future = self._loop.create_future()
+        self._idle_calls = 0
+        if not self._watching:
+            self._loop.add_reader(self._fd, self._readable)
+            self._watching = True
+        return self._future
+
+    def close(self) -> None:
+        """Stop watching; before the socket is closed."""
+        if self._watching:
+            self._loop.remove_reader(self._fd)
+            self._watching = False
+
+    def _readable(self) -> None:
+        future = self._future
+        if future is not None and not future.done():
+            future.set_result(True)
+            return
+        self._idle_calls += 1
+        if self._idle_calls > 1:
+            self.close()
+
+
+class TrioWaits(AnyioWaits):
+    """On trio."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(driver)
+        import trio
+
+        self.trio = trio
+        self.token = trio.lowlevel.current_trio_token()
+
+    async def read(self, pipe: SlotPipe, deadline: float) -> bool:
+        """Until the pipe can be read."""
+        trio = self.trio
+        if deadline == float("inf"):
+            await trio.lowlevel.wait_readable(pipe.sock)
+            return True
+        with trio.move_on_after(max(0.0, deadline - time.monotonic())) as scope:
+            await trio.lowlevel.wait_readable(pipe.sock)
+        return not scope.cancelled_caught
+
+    async def grant(self, lease_id: int, deadline: float) -> bool:
+        """Until the lease is granted or refused."""
+        event = self.trio.Event()
+
+        def wake() -> None:
+            if threading.get_ident() == self.thread:
+                event.set()
+            else:
+                self.token.run_sync_soon(event.set)
+
+        self.driver.wake_with(lease_id, wake)
+        try:
+            if self.driver.decided(lease_id):
+                return True
+            with self.trio.move_on_after(_left(deadline)) as scope:
+                await event.wait()
+            return not scope.cancelled_caught
+        finally:
+            self.driver.sleep_no_more(lease_id)
+
+
+async def _ask(hook: Callable[[], Any]) -> Any:
+    """A check hook: on a thread, since it may block; an async one in the task."""
+    verdict = await anyio.to_thread.run_sync(hook, abandon_on_cancel=True)
+    return await verdict if inspect.isawaitable(verdict) else verdict
+
+
+def _resolve(future: asyncio.Future[bool]) -> None:
+    if not future.done():
+        future.set_result(True)
+
+
+def _give_up(future: asyncio.Future[bool]) -> None:
+    if not future.done():
+        future.set_result(False)
+
+
+def _left(deadline: float) -> float:
+    return min(_FOREVER_S, max(0.0, deadline - time.monotonic()))

@@ -1,0 +1,108 @@
+"""Scripts: a manager in a process of its own, which a test may signal, kill or fork."""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import pytest
+
+DEADLINE_S = 30.0
+
+
+class Script:
+    """A running Python script that says what it has to say as lines of JSON."""
+
+    def __init__(self, path: Path, *arguments: str, cwd: Path | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(path), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            cwd=cwd,
+        )
+        self.began = time.monotonic()
+
+    def line(self) -> Any:
+        """The next line it says."""
+        assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], DEADLINE_S)[0]:
+            raise TimeoutError("the script says nothing")
+        text = self.process.stdout.readline()
+        if not text:
+            raise AssertionError(f"the script ended with {self.process.wait()}: {self.errors()}")
+        return json.loads(text)
+
+    def errors(self) -> str:
+        """What it wrote to stderr; when it has ended."""
+        assert self.process.stderr is not None
+        return self.process.stderr.read()
+
+    def end(self) -> int:
+        """Let it go on to its end; its exit code."""
+        assert self.process.stdin is not None
+        if not self.process.stdin.closed:
+            self.process.stdin.close()
+        return self.process.wait(DEADLINE_S)
+
+    def close(self) -> None:
+        """Kill what is left."""
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+class RunScript(Protocol):
+    """Writes a script to a file and starts it."""
+
+    def __call__(self, source: str, *arguments: str, path: Path | None = None, cwd: Path | None = None) -> Script:
+        """`source`: its text. `path`: where it is written."""
+        ...
+
+
+@pytest.fixture
+def script(tmp_path: Path, no_leaks: None) -> Iterator[RunScript]:
+    """Start scripts; they are killed after the test."""
+    running: list[Script] = []
+
+    def run(source: str, *arguments: str, path: Path | None = None, cwd: Path | None = None) -> Script:
+        path = path or tmp_path / "script.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+        running.append(Script(path if cwd is None else Path("..") / path.relative_to(cwd.parent), *arguments, cwd=cwd))
+        return running[-1]
+
+    yield run
+    for each in running:
+        each.close()
+
+
+@pytest.fixture
+def all_end() -> Callable[[list[int]], None]:
+    """Fail if one of these processes is still there after a while."""
+
+    def wait(pids: list[int]) -> None:
+        processes = []
+        for pid in pids:
+            try:
+                processes.append(psutil.Process(pid))
+            except psutil.NoSuchProcess:
+                continue
+        _, alive = psutil.wait_procs(processes, timeout=DEADLINE_S)
+        alive = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+        for process in alive:
+            process.kill()
+        assert not alive
+
+    return wait

@@ -1,0 +1,201 @@
+"""Pools and the processes around them: forks, exits, scripts, interpreters."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+import dspool
+from dspool.testing.pytest_plugin import MakePool
+from tests.integration.pool.conftest import RunScript
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+AllEnd = Callable[[list[int]], None]
+
+BYSTANDER = """
+import json, os, sys
+import dspool
+from dspool.testing.scripted import ScriptedLauncher, behave
+
+pool = dspool.Pool(workers=2, launcher=ScriptedLauncher()).open()
+lease = pool.checkout()
+workers = [worker.pid for worker in pool.workers()]
+bystander = os.fork()
+if bystander == 0:
+    said = []
+    for use in (lambda: pool.run(behave, {}), pool.checkout, pool.stats, pool.pause, lambda: lease.run(behave, {})):
+        try:
+            use()
+        except Exception as error:
+            said.append(type(error).__name__)
+    pool.close()
+    print(json.dumps({"bystander": os.getpid(), "said": said}), flush=True)
+    sys.stdin.read()
+    os._exit(0)
+print(json.dumps({"workers": workers, "value": lease.run(behave, {"value": 1})}), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_forked_bystander_keeps_no_worker_alive_and_cannot_use_the_pool(script: RunScript, all_end: AllEnd) -> None:
+    manager = script(BYSTANDER)
+    said = {}
+    for _ in range(2):
+        said.update(manager.line())
+    assert said["said"] == ["PoolClosed"] * 5
+    assert said["value"] == 1
+    bystander = psutil.Process(said["bystander"])
+    manager.process.kill()
+    all_end(said["workers"])
+    assert bystander.is_running()
+    bystander.kill()
+    all_end([bystander.pid])
+
+
+LEFT_OPEN = """
+import json, sys, threading, time
+import dspool
+from dspool.testing.scripted import ScriptedLauncher, behave
+
+pool = dspool.Pool(workers=2, launcher=ScriptedLauncher()).open()
+threading.Thread(target=pool.run, args=(behave, {"do": "sleep", "seconds": 60}), daemon=True).start()
+while not pool.stats().leased:
+    pass
+print(json.dumps([worker.pid for worker in pool.workers()]), flush=True)
+"""
+
+
+def test_a_pool_left_open_ends_with_the_interpreter(script: RunScript, all_end: AllEnd) -> None:
+    manager = script(LEFT_OPEN)
+    workers = manager.line()
+    begun = time.monotonic()
+    assert manager.end() == 0, manager.errors()
+    assert time.monotonic() - begun < 5
+    all_end(workers)
+
+
+UNREFERENCED = """
+import gc, json, warnings
+import dspool
+from dspool.testing.scripted import ScriptedLauncher
+
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    pool = dspool.Pool(workers=1, launcher=ScriptedLauncher()).open()
+    over = pool._control.driver.over
+    del pool
+    gc.collect()
+    print(json.dumps([over.wait(20), [str(each.message) for each in seen]]), flush=True)
+"""
+
+
+def test_a_pool_nobody_closed_warns_and_ends_its_workers(script: RunScript) -> None:
+    manager = script(UNREFERENCED)
+    over, warnings = manager.line()
+    assert over
+    assert len(warnings) == 1
+    assert "was never closed; its workers are killed" in warnings[0]
+    assert manager.end() == 0, manager.errors()
+
+
+def test_workers_die_with_a_killed_manager(script: RunScript, all_end: AllEnd) -> None:
+    manager = script(LEFT_OPEN + "sys.stdin.read()\n")
+    workers = manager.line()
+    manager.process.send_signal(signal.SIGKILL)
+    all_end(workers)
+
+
+MAIN_PROGRAMS = """
+import dataclasses, enum, json
+import dspool
+
+GREETING = "hello"
+
+class Colour(enum.Enum):
+    RED = "red"
+
+@dataclasses.dataclass
+class Greeter:
+    greeting: str
+
+    def __call__(self, name):
+        return self.greet(name)
+
+    def greet(self, name):
+        return f"{self.greeting}, {name} {Colour.RED.value}"
+
+def greet(name):
+    return Greeter(GREETING)(name)
+
+with dspool.Pool(workers=1) as pool:
+    found = [
+        pool.run(greet, {"name": "function"}),
+        pool.run(Greeter("hi"), {"name": "object"}),
+        pool.run(Greeter("hey").greet, {"name": "method"}),
+        pool.run(lambda name: greet(name), {"name": "lambda"}),
+    ]
+print(json.dumps(found), flush=True)
+"""
+
+
+def test_what_main_defines_travels_by_value_without_a_guard(script: RunScript) -> None:
+    process = script(MAIN_PROGRAMS)
+    assert process.line() == ["hello, function red", "hi, object red", "hey, method red", "hello, lambda red"]
+    assert process.end() == 0, process.errors()
+
+
+def test_a_program_in_a_file_beside_the_script(script: RunScript, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "app" / "programs.py").write_text("def double(number):\n    return 2 * number\n", encoding="utf-8")
+    source = (
+        "import json\nimport dspool, programs\n"
+        "with dspool.Pool(workers=1) as pool:\n"
+        "    found = [pool.run(program, {'number': 4}) for program in (programs.double, 'programs:double')]\n"
+        "print(json.dumps(found), flush=True)\n"
+    )
+    process = script(source, path=tmp_path / "app" / "main.py", cwd=tmp_path / "elsewhere")
+    assert process.line() == [8, 8]
+    assert process.end() == 0, process.errors()
+
+
+def test_a_wrong_python_is_a_start_error(make_pool: MakePool, tmp_path: Path) -> None:
+    with pytest.raises(dspool.WorkerStartError, match="Python executable not found: /no/such/python"):
+        make_pool(workers=1, python="/no/such/python")
+    not_python = tmp_path / "python"
+    not_python.write_text("#!/bin/sh\necho this is no Python >&2\nexit 4\n", encoding="utf-8")
+    not_python.chmod(0o755)
+    with pytest.raises(dspool.WorkerStartError, match=r"exit code 4.*this is no Python"):
+        make_pool(workers=1, python=not_python)
+
+
+def test_a_worker_whose_dspy_import_fails_says_so_at_once(
+    make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dspy").mkdir()
+    (tmp_path / "dspy" / "__init__.py").write_text("import no_such_dependency\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    begun = time.monotonic()
+    with pytest.raises(dspool.WorkerStartError, match="No module named 'no_such_dependency'") as caught:
+        make_pool(workers=2, preload="dspy", start_timeout_s=60)
+    assert time.monotonic() - begun < 10
+    assert caught.value.remote_traceback is not None
+    assert "import no_such_dependency" in caught.value.remote_traceback
+    assert caught.value.report is not None
+    assert caught.value.report.reason == "boot_error"
+
+
+def test_env_reaches_the_workers_and_none_removes_a_variable(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSPOOL_TEST_REMOVED", "1")
+    pool = make_pool(workers=1, env={"DSPOOL_TEST_ADDED": "yes", "DSPOOL_TEST_REMOVED": None})
+    assert pool.run(os.getenv, {"key": "DSPOOL_TEST_ADDED"}) == "yes"
+    assert pool.run(os.getenv, {"key": "DSPOOL_TEST_REMOVED"}) is None

@@ -1,0 +1,356 @@
+"""The program store: strings, callables, definitions and names."""
+
+import functools
+import gc
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from dspool.errors import EncodeError, ProgramExists, ProgramNotFound
+from dspool.options import PoolOptions
+from dspool.pool import programs as programs_module
+from dspool.pool.identity import importable
+from dspool.pool.programs import Program, ProgramStore
+from dspool.protocol.messages import DefinedProgram, ImportedProgram, PickledProgram, SignatureProgram
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def store() -> ProgramStore:
+    return ProgramStore(PoolOptions(name="unit"))
+
+
+def run_python(*arguments: str, seed: str = "0") -> str:
+    environment = os.environ | {"PYTHONHASHSEED": seed}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=50, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def shout(text: str) -> str:
+    return text.upper()
+
+
+class Counter:
+    """A callable object, and an owner of methods."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.start = start
+
+    def add(self, by: int) -> int:
+        return self.start + by
+
+    def __call__(self, by: int) -> int:
+        return self.add(by)
+
+
+def pickled(program: Program) -> PickledProgram:
+    assert isinstance(program.spec, PickledProgram)
+    return program.spec
+
+
+def loaded(program: Program) -> Any:
+    return cloudpickle.loads(pickled(program).data)
+
+
+# Strings.
+
+
+def test_a_signature_string_is_a_dspy_program_sent_as_text(store: ProgramStore) -> None:
+    program = store.resolve(" question -> answer ")
+    assert program.spec == SignatureProgram("question -> answer")
+    assert program.is_dspy is True
+    assert program.program_id.startswith("Predict-")
+    assert program is store.resolve("question -> answer")
+
+
+def test_an_import_path_is_left_to_the_worker(store: ProgramStore) -> None:
+    program = store.resolve("app.main:build.qa")
+    assert program.spec == ImportedProgram("app.main:build.qa")
+    assert program.program_id == "import:app.main:build.qa"
+    assert program.is_dspy is None
+
+
+@pytest.mark.parametrize("text", ["nothing", "app.main", "app main:qa", "", ":qa", "app:", "1app:qa"])
+def test_a_string_that_is_none_of_the_three_is_not_found(store: ProgramStore, text: str) -> None:
+    store.create("known", shout)
+    with pytest.raises(ProgramNotFound, match=r"pool 'unit' has no program .*registered: 'known'.*import path"):
+        store.resolve(text)
+
+
+@pytest.mark.parametrize("text", ["question ->", "a -> b -> c", "a b -> c", "a: list[ -> b", "->"])
+def test_a_signature_that_cannot_be_read_is_refused_here(store: ProgramStore, text: str) -> None:
+    with pytest.raises(EncodeError, match=r"the signature .* can't be read"):
+        store.resolve(text)
+
+
+def test_a_path_into_the_script_itself_is_refused(store: ProgramStore) -> None:
+    with pytest.raises(EncodeError, match="pass the object"):
+        store.resolve("__main__:qa")
+
+
+# Callables.
+
+
+def test_a_callable_goes_by_identity(store: ProgramStore) -> None:
+    first = store.resolve(shout)
+    assert first.program_id == f"callable:{__name__}.shout#1"
+    assert first.label == f"{__name__}.shout"
+    assert first.is_dspy is False
+    assert store.resolve(shout) is first
+    one, two = (lambda text: text), (lambda text: text)
+    assert store.resolve(one).program_id != store.resolve(two).program_id
+    assert loaded(first)("a") == "A"
+
+
+def test_a_bound_method_is_the_same_program_each_time_it_is_taken(store: ProgramStore) -> None:
+    counter, other = Counter(1), Counter(1)
+    assert store.resolve(counter.add) is store.resolve(counter.add)
+    assert store.resolve(counter.add) is not store.resolve(other.add)
+    assert loaded(store.resolve(counter.add))(by=2) == 3
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (Counter(), "Counter"),
+        (functools.partial(shout, text="x"), "shout"),
+        (functools.partial(functools.partial(Counter(3).add)), "Counter.add"),
+        (len, "len"),
+        (Counter, "Counter"),
+    ],
+)
+def test_every_kind_of_callable_is_named_and_remembered(
+    store: ProgramStore, function: Callable[..., Any], name: str
+) -> None:
+    program = store.resolve(function)
+    assert program.label.endswith(name)
+    assert store.resolve(function) is program
+
+
+def test_a_callable_object_that_says_it_equals_another_is_still_itself(store: ProgramStore) -> None:
+    class Equal(Counter):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    assert store.resolve(Equal(1)) is not store.resolve(Equal(2))
+
+
+def test_a_callable_is_kept_so_that_its_id_stays_its_own(store: ProgramStore) -> None:
+    counter = Counter()
+    ref = weakref.ref(counter)
+    store.resolve(counter)
+    del counter
+    gc.collect()
+    assert ref() is not None
+
+
+def test_what_is_no_program_is_refused(store: ProgramStore) -> None:
+    for thing in (5, None, b"question -> answer", object()):
+        with pytest.raises(EncodeError, match=f"pool 'unit': a program is .*; this is a {type(thing).__name__}"):
+            store.resolve(thing)
+
+
+def test_the_part_that_cannot_be_pickled_is_named(store: ProgramStore) -> None:
+    lock = threading.Lock()
+
+    def locked(text: str) -> str:
+        with lock:
+            return text
+
+    with pytest.raises(EncodeError, match=r"locked, its variable 'lock': TypeError: cannot pickle '_thread.lock'"):
+        store.resolve(locked)
+    counter = Counter()
+    counter.steps = [1, {"client": lock}]  # type: ignore[attr-defined]
+    with pytest.raises(EncodeError, match=r"Counter\.add\.__self__\.steps\[1\]\['client'\]: TypeError"):
+        store.resolve(counter.add)
+
+
+def test_a_program_larger_than_a_frame_is_refused() -> None:
+    store = ProgramStore(PoolOptions(name="small", max_frame_bytes=8192))
+    with pytest.raises(EncodeError, match=r"is 10,\d\d\d bytes, more than a frame carries \(4,096\)"):
+        store.resolve(functools.partial(shout, text="x" * 10_000))
+
+
+def test_a_module_that_a_worker_cannot_import_goes_by_value(store: ProgramStore, tmp_path: Path) -> None:
+    file = tmp_path / "beside.py"
+    file.write_text("import re\nWORD = 'hello'\ndef greet(name):\n    return f'{WORD} {re.escape(name)}'\n")
+    spec = importlib.util.spec_from_file_location("loaded_by_location", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["loaded_by_location"] = module
+    try:
+        spec.loader.exec_module(module)
+        assert not importable("loaded_by_location")
+        program = store.resolve(module.greet)
+    finally:
+        del sys.modules["loaded_by_location"]
+    assert loaded(program)("you") == "hello you"
+    assert cloudpickle.list_registry_pickle_by_value() == set()
+
+
+def test_a_module_on_the_path_goes_by_reference(
+    store: ProgramStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "on_the_path.py").write_text("def greet(name):\n    return name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("on_the_path")
+    try:
+        assert importable("on_the_path")
+        assert b"on_the_path" in pickled(store.resolve(module.greet)).data
+        assert len(pickled(store.resolve(module.greet)).data) < 100
+    finally:
+        del sys.modules["on_the_path"]
+
+
+def test_the_oldest_that_was_not_used_again_is_forgotten(store: ProgramStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs_module, "MAX_PROGRAMS", 4)
+    counters = [Counter(number) for number in range(8)]
+    ids = [store.resolve(counter.add).program_id for counter in counters[:4]]
+    for number in range(4, 8):
+        assert store.resolve(counters[0].add).program_id == ids[0]
+        store.resolve(counters[number].add)
+    assert store.resolve(counters[0].add).program_id == ids[0]
+    assert store.resolve(counters[1].add).program_id != ids[1]
+    assert len(store._programs) <= 4
+    assert len(store._keyed) <= 4
+
+
+def test_pickles_are_bounded_by_their_bytes(store: ProgramStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs_module, "MAX_BYTES", 50_000)
+    for _ in range(10):
+        store.resolve(functools.partial(shout, text="x" * 20_000))
+    assert sum(program.size_bytes for program in store._programs.values()) <= 50_000
+    assert len(store._objects) == len(store._programs)
+
+
+def test_threads_that_ask_at_once_get_the_same_program(store: ProgramStore) -> None:
+    gate = threading.Barrier(8)
+    found: list[Program] = []
+
+    def ask() -> None:
+        gate.wait()
+        found.append(store.resolve(shout))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(program) for program in found}) == 1
+
+
+# Names and definitions.
+
+
+def test_a_name_wins_over_a_signature_and_labels_the_program(store: ProgramStore) -> None:
+    text = "question -> answer"
+    before = store.resolve(text)
+    store.create(text, shout)
+    named = store.resolve(text)
+    assert named.label == text
+    assert named.program_id == store.resolve(shout).program_id
+    store.delete(text)
+    assert store.resolve(text) is before
+
+
+def test_a_taken_name_is_refused_unless_it_shall_be_replaced(store: ProgramStore) -> None:
+    store.create("qa", shout)
+    with pytest.raises(ProgramExists, match="pool 'unit' has a program named 'qa' already; pass replace=True"):
+        store.create("qa", "a -> b")
+    assert store.resolve("qa").is_dspy is False
+    store.create("qa", "a -> b", replace=True)
+    assert store.resolve("qa").spec == SignatureProgram("a -> b")
+
+
+def test_a_definition_that_cannot_be_sent_registers_nothing(store: ProgramStore) -> None:
+    with pytest.raises(EncodeError):
+        store.create("bad", threading.Lock().acquire)
+    assert store.names() == []
+    for name in ("", "x" * 300, 5):
+        with pytest.raises(EncodeError, match="a program's name"):
+            store.create(name, shout)  # type: ignore[arg-type]
+
+
+def test_names_infos_and_deletion(store: ProgramStore) -> None:
+    store.create("second", "a -> b")
+    store.create("first", shout)
+    assert store.names() == ["second", "first"]
+    info = store.info("second")
+    assert info["program_id"] == "second"
+    assert info["kind"] == "signature"
+    assert info["signature"] == "a -> b"
+    assert store.info("first")["bytes"] > 0
+    assert store.info("first")["id"] == store.resolve(shout).program_id
+    assert store.delete("second").label == "second"
+    for method in (store.info, store.delete):
+        with pytest.raises(ProgramNotFound, match="second"):
+            method("second")
+    with pytest.raises(ProgramNotFound):
+        store.resolve("second")
+
+
+def test_refreshing_a_name_looks_at_its_definition_again(store: ProgramStore) -> None:
+    counter = Counter(1)
+    store.create("count", counter)
+    counter.start = 5
+    assert loaded(store.resolve("count"))(by=1) == 2
+    store.refresh("count")
+    assert loaded(store.resolve("count"))(by=1) == 6
+    assert store.names() == ["count"]
+
+
+def test_refreshing_a_callable_makes_it_a_new_program(store: ProgramStore) -> None:
+    before = store.resolve(shout)
+    store.refresh(shout)
+    assert store.resolve(shout).program_id != before.program_id
+    store.refresh("never seen -> before")
+
+
+DEFINITION = {
+    "id": "one",
+    "signature": {"name": "QA", "inputs": [{"name": "question"}], "outputs": [{"name": "answer", "type": "str"}]},
+    "program_type": "chain_of_thought",
+}
+
+
+def test_a_definition_is_known_by_its_content(store: ProgramStore) -> None:
+    program = store.resolve(DEFINITION)
+    assert program.program_id.startswith("QA-")
+    assert program.is_dspy is True
+    assert isinstance(program.spec, DefinedProgram)
+    assert "id" not in program.spec.definition
+    reordered = dict(reversed(DEFINITION.items())) | {"id": "two", "session_id": "s"}
+    assert store.resolve(reordered) is program
+    assert store.resolve(DEFINITION | {"program_type": "predict"}) is not program
+
+
+def test_a_definition_without_a_signature_or_with_objects_is_refused(store: ProgramStore) -> None:
+    with pytest.raises(EncodeError, match=r'a definition is a dict with "signature"'):
+        store.resolve({"program_type": "predict"})
+    with pytest.raises(EncodeError):
+        store.resolve(DEFINITION | {"hook": object()})
+
+
+@pytest.mark.slow
+def test_no_form_but_dspy_s_own_imports_dspy() -> None:
+    run_python(
+        "-c",
+        "import sys, functools; from dspool.options import PoolOptions; from dspool.pool.programs import ProgramStore\n"
+        "store = ProgramStore(PoolOptions(name='p'))\n"
+        "for program in ('a -> b', 'x.y:z', len, functools.partial(len), {'signature': {}}): store.resolve(program)\n"
+        "assert 'dspy' not in sys.modules",
+    )
