@@ -138,6 +138,25 @@ class Process:
         self.reason: ExitReason = "exited"
 
 
+class SessionBook:
+    """What the simulator knows of a session.
+
+    Attributes:
+        place: the worker of its last grant.
+        used: a call was answered there since.
+        fresh: calls that left state anywhere since somebody was told of a loss.
+        owed: what a lease was told for, should it never have looked.
+    """
+
+    __slots__ = ("fresh", "owed", "place", "used")
+
+    def __init__(self) -> None:
+        self.place: int | None = None
+        self.used = False
+        self.fresh = 0
+        self.owed: dict[int, int] = {}
+
+
 class Caller:
     """One call, or one lease with several runs: what it asks for, and how it went."""
 
@@ -193,6 +212,9 @@ class SimWorld:
         self.processes: dict[int, Process] = {}
         self.callers: dict[int, Caller] = {}
         self.holders: dict[tuple[int, int], int] = {}
+        self.sessions: dict[str, SessionBook] = {}
+        self.ran_in: dict[int, tuple[str | None, int]] = {}
+        """lease_id -> its session and worker."""
         self.by_lease: dict[int, Caller] = {}
         self.steps = 0
         self.calm = False
@@ -418,6 +440,7 @@ class SimWorld:
             self.wakes.step(self.core, effects)
             self._note_moves(effects)
         self._book(command, effects)
+        self._book_sessions(command, effects)
         for effect in effects:
             perform = self._performers.get(type(effect))
             if perform is not None:
@@ -452,6 +475,58 @@ class SimWorld:
                 key = lease.worker_id, lease.slot
                 assert key not in holders, f"slot {key} has two callers: leases {holders[key]} and {lease.lease_id}"
                 holders[key] = lease.lease_id
+
+    def _book_sessions(self, command: c.Command, effects: list[c.Effect]) -> None:
+        """State that sessions keep in workers: whoever runs elsewhere after it is told, and told once."""
+        if isinstance(command, (c.Checkin, c.RunEnded, c.Cancel, c.CheckoutVerdict)):
+            name, worker_id = self.ran_in.get(command.lease_id, (None, 0))
+            if name is not None:
+                self._session_ran(command, name, worker_id)
+        for effect in effects:
+            if not isinstance(effect, (c.Grant, c.Reject)):
+                continue
+            lease = self.core.leases[effect.lease_id]
+            if lease.session is None:
+                continue
+            state = self.sessions.setdefault(lease.session, SessionBook())
+            told = lease.session_restarted
+            if lease.refusal is not None:
+                told = lease.refusal.code == "SessionLost"
+            else:
+                moved = state.place not in (None, lease.worker_id)
+                assert told or not (moved and state.used), f"lease {lease.lease_id} isn't told that its session moved"
+                assert lease.worker_id is not None
+                self.ran_in[lease.lease_id] = lease.session, lease.worker_id
+                state.used = state.used and not moved
+                state.place = lease.worker_id
+            if told:
+                assert state.fresh, f"lease {lease.lease_id} is told of a loss, and there was none, or it was told before"
+                state.owed[lease.lease_id], state.fresh = state.fresh, 0
+                state.used = False
+        for name in [name for name in self.sessions if name not in self.core.sessions.table]:
+            del self.sessions[name]
+
+    def _session_ran(
+        self, command: c.Checkin | c.RunEnded | c.Cancel | c.CheckoutVerdict, name: str, worker_id: int
+    ) -> None:
+        state = self.sessions.get(name)
+        if not isinstance(command, c.RunEnded) and not (
+            isinstance(command, c.CheckoutVerdict) and command.verdict == KEEP
+        ):
+            del self.ran_in[command.lease_id]
+        if state is None:
+            return
+        if isinstance(command, (c.Checkin, c.RunEnded)):
+            ran = command.outcome in ("ok", "failed")
+        else:
+            ran = isinstance(command, c.Cancel) and command.written
+            if not ran and isinstance(command, c.CheckoutVerdict) and command.verdict == KEEP:
+                return
+            if not ran:  # it never looked at what it was told: another is told instead
+                state.fresh += state.owed.pop(command.lease_id, 0)
+        if ran:
+            state.fresh += 1
+            state.used = state.used or (state.place == worker_id and not isinstance(command, c.Cancel))
 
     def _let_go(self, over: set[int], left: dict[int, tuple[int, int]]) -> None:
         for key, lease_id in list(self.holders.items()):

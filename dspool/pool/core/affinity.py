@@ -19,6 +19,7 @@ class Session(msgspec.Struct):
         generation: how often it lost the state it kept in a worker.
         used: a call of it ran, or may have run, in the pinned worker: there is state to lose.
         lost: state was lost and no caller has been told yet.
+        unsettled: its worker left while its first call ran there: state is lost if that call is answered.
         running: calls granted and not over.
         queued: lease_ids of its calls that wait.
     """
@@ -27,6 +28,7 @@ class Session(msgspec.Struct):
     generation: int = 0
     used: bool = False
     lost: bool = False
+    unsettled: bool = False
     last_used: float = 0.0
     running: int = 0
     queued: dict[int, None] = {}
@@ -35,9 +37,20 @@ class Session(msgspec.Struct):
         """Its worker is no longer its own."""
         self.worker_id = None
         if self.used:
-            self.generation += 1
-            self.lost = True
-            self.used = False
+            self._lose()
+        elif self.running:
+            self.unsettled = True
+
+    def answered(self, worker_id: int | None) -> None:
+        """A call of it was answered, or may still run, in this worker: it left state there."""
+        if self.worker_id == worker_id:
+            self.used = True
+        elif self.unsettled:
+            self._lose()
+
+    def _lose(self) -> None:
+        self.generation += 1
+        self.lost, self.used, self.unsettled = True, False, False
 
     @property
     def in_use(self) -> bool:

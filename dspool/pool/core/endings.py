@@ -116,8 +116,7 @@ class Endings(Dispatch):
             if worker is not None:
                 self._worker_served(worker)
             if lease.session is not None:
-                session = self.sessions.table[lease.session]
-                session.used = session.used or session.worker_id == lease.worker_id
+                self.sessions.table[lease.session].answered(lease.worker_id)
         elif lease.trial:
             self.quarantine.withdrawn(lease.program, lease.call_id)
         lease.trial = False
@@ -236,8 +235,7 @@ class Endings(Dispatch):
             detail = f"lease {lease.lease_id}, {self._now - lease.granted_at:.3f} s after it was granted"
             self._remove(worker, why, detail, dump=why == "timeout")
         if lease.session is not None and worker.state is READY:
-            session = self.sessions.table[lease.session]
-            session.used = session.used or session.worker_id == worker.worker_id
+            self.sessions.table[lease.session].answered(worker.worker_id)
         self._end(lease)
         if worker.state is STOPPING:
             self._give_back(worker, index)

@@ -118,7 +118,14 @@ def _check_group(core: PoolCore, group: Group) -> None:
         assert core.timers.armed("backoff", group.number), f"group {group.name}: it backs off for ever"
     if trial is not None:
         assert breaker.state == "half_open", f"group {group.name}: a trial of a {breaker.state} breaker"
-        assert trial in core.workers, f"group {group.name}: its breaker waits for worker {trial}, which is gone"
+        tried = core.workers.get(trial)
+        assert tried is not None, f"group {group.name}: its breaker waits for worker {trial}, which is gone"
+        assert tried.counted, f"group {group.name}: its breaker waits for worker {trial}, which won't end"
+    ordinary = sum(
+        worker.group is group and not worker.overflow and worker.state in _LENDABLE for worker in core.workers.values()
+    )
+    wanted = group.size + (core.heir is not None and core.heir.group is group)
+    assert ordinary <= wanted, f"group {group.name}: {ordinary} workers beside overflow, {wanted} are wanted"
 
 
 # --- leases and the queue ---------------------------------------------------------------------------------------------
@@ -328,6 +335,8 @@ def _check_order_for_worker(core: PoolCore, effect: c.Effect, killed: set[int]) 
         limit = group.size + group.overflow + heir
         assert present <= limit, f"{effect}: {present} workers are present, {limit} are allowed (law 4)"
         assert group.breaker.state != "open", f"{effect}: the breaker is open"
+        tried = group.breaker.trial == effect.worker_id
+        assert tried or group.breaker.state == "closed", f"{effect}: the half-open breaker tries another one"
     elif isinstance(effect, c.Stop):
         worker = core.workers[effect.worker_id]
         assert worker.state is WorkerState.STOPPING, f"{effect}: it is {worker.state.value} (law 6)"

@@ -1,0 +1,82 @@
+"""The examples and the tutorial's code run, without a network and with warnings as errors."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+TUTORIALS = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
+
+SHOWN = {
+    "first_pool.py": ["A lease is the right to use a slot. ['slot', 'lease'", "its neighbours go on."],
+    "async_pool.py": ["squares: [0, 1, 4, 9]", "7 -> 49", "too slow: timeout"],
+    "sessions.py": [
+        "same process: True ['likes tea', 'lives in London']",
+        "told once: SessionLost",
+        "begins anew: ['likes cake']",
+    ],
+    "custom_module.py": ["Card ['slot'", "lease\n", "A lease ends when the slot is given back.", "usage: "],
+    "map_rows.py": ["3 -> ProgramError", "5 -> WorkerLost", "6 ok, 1 failed, 1 lost, 1 worker replaced"],
+}
+
+
+def run_python(script: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script in a folder of its own, without keys."""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")}
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=55,
+    )
+
+
+def test_every_example_is_expected_to_show_something() -> None:
+    assert {example.name for example in EXAMPLES} == set(SHOWN)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_runs(example: Path, tmp_path: Path) -> None:
+    done = run_python(example, tmp_path)
+    assert done.returncode == 0, done.stderr
+    for told in SHOWN[example.name]:
+        assert told in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.name)
+def test_a_tutorials_code_runs_from_top_to_bottom_and_prints_what_it_says(tutorial: Path, tmp_path: Path) -> None:
+    text = tutorial.read_text(encoding="utf-8")
+    found = re.findall(r"^```(python|text)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    script = tmp_path / "tutorial.py"
+    script.write_text("\n".join(code for kind, code in found if kind == "python"), encoding="utf-8")
+    done = run_python(script, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "".join(block for kind, block in found if kind == "text")
+
+
+def test_the_tests_of_the_how_to_page_run(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "how-to" / "test-your-code.md").read_text(encoding="utf-8")
+    conftest, *tests = re.findall(r"^ *```python\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "conftest.py").write_text(conftest, encoding="utf-8")
+    (tmp_path / "test_page.py").write_text("\n".join(map(textwrap.dedent, tests)), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "--rootdir", str(tmp_path), str(tmp_path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=55,
+    )
+    assert done.returncode == 0, done.stdout
+    assert f"{len(tests)} passed" in done.stdout

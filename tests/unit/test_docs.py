@@ -1,0 +1,98 @@
+"""The documentation against the code: reference pages, links, code blocks, examples that are quoted."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import unquote
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """docs/build_reference.py as a module."""
+    spec = importlib.util.spec_from_file_location("build_reference", ROOT / "docs" / "build_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return [code for name, code in _BLOCK.findall(page.read_text(encoding="utf-8")) if name == language]
+
+
+def anchors(page: Path) -> set[str]:
+    """What links may point to in a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_reference_is_what_the_code_gives(reference: ModuleType) -> None:
+    for name, text in reference.pages().items():
+        shown = (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
+        assert shown == text, f"docs/reference/{name} is old; run: python docs/build_reference.py"
+
+
+def test_every_public_method_has_words(reference: ModuleType) -> None:
+    import dspool
+
+    for cls in (dspool.Pool, dspool.AsyncPool, dspool.Lease, dspool.AsyncLease):
+        for name, member in reference.public_members(cls).items():
+            assert (member.fget if isinstance(member, property) else member).__doc__, f"{cls.__name__}.{name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    for link in _LINK.findall(page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = unquote(link).partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.relative_to(ROOT)} links to {link}"
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{page.relative_to(ROOT)} links to {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_python_block_parses(page: Path) -> None:
+    if page.parent.name == "reference":  # signatures, not code
+        return
+    for code in blocks(page, "python"):
+        ast.parse(code, filename=str(page))
+
+
+def test_the_readmes_library_use_is_the_first_example() -> None:
+    (code,) = blocks(ROOT / "README.md", "python")
+    assert code in (ROOT / "examples" / "first_pool.py").read_text(encoding="utf-8")
+
+
+def test_the_readme_names_every_room_there_is() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rooms = [path.parent.name for path in (ROOT / "dspool").glob("*/__init__.py")]
+    assert [room for room in rooms if f"{room}/" not in text] == []
+
+
+def test_every_command_in_the_documentation_exists() -> None:
+    from dspool.cli.commands import dspool as commands
+
+    named = set()
+    for page in PAGES:
+        for code in blocks(page, "sh"):
+            named.update(re.findall(r"^(?:\$ )?dspool ([a-z]+)", code, re.MULTILINE))
+    assert named <= set(commands.commands), named
