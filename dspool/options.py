@@ -44,8 +44,9 @@ class _Range:
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
-        upto = "or more" if self.high == math.inf else f"to {self.high:g}"
-        return f"{kind}, {self.low:g} {upto}{', or None' if self.none else ''}"
+        low, high = (f"{end:,}" if self.whole else f"{end:g}" for end in (self.low, self.high))
+        upto = "or more" if self.high == math.inf else f"to {high}"
+        return f"{kind}, {low} {upto}{', or None' if self.none else ''}"
 
     def admits(self, value: object) -> bool:
         """Whether `value` lies in the range. Booleans are not numbers, NaN lies nowhere."""
@@ -144,7 +145,7 @@ class PoolOptions:
         preload: modules a worker imports before it is ready.
         warm: programs a worker loads before it is ready.
         lm: the pool's LM: "provider/model", a dict of dspy.LM's arguments with "model", or a dspy.LM.
-        adapter: the pool's DSPy adapter: "chat", "json", "xml", "two_step" is not supported; or an Adapter instance.
+        adapter: the pool's DSPy adapter: "chat", "json" or "xml", or an Adapter instance.
         env: variables added to the workers' environment; None as a value removes one.
         check: hook(worker, request) -> KEEP | Remove(...) | Skip(...), called in the caller before each call is sent.
         on_event: hook(name, fields), called on a thread of its own for each thing that happens to a worker or the pool.

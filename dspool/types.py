@@ -1,6 +1,6 @@
 """The frozen structs that users see: verdicts, requests, reports, snapshots.
 
-Plain data without behaviour. Units are in the names; a time is seconds, a size is bytes, unless the name says otherwise.
+Plain data without behaviour. Units are in the names: a time is seconds, a size bytes, unless the name says otherwise.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def demo(count: int | None, kill: bool, show_all: bool, as_json: bool, settings:
     rows = topics(count or (_ROWS_WHERE_PAID if paid else None), clip=paid)
     settings = settings.with_defaults(lm="offline", workers=4, verbose=SILENT)
     run = DemoRun(rows, kills=kill, tells=not as_json)
-    for paragraph in _introduction(len(rows), settings, paid=paid):
+    for paragraph in _introduction(len(rows), settings, paid=paid, kill=kill):
         run.tell(paragraph)
     began = time.monotonic()
     with settings.make_pool(name="demo") as pool:
@@ -144,13 +144,13 @@ class DemoRun:
         )
 
 
-def _introduction(count: int, settings: Settings, *, paid: bool) -> list[str]:
+def _introduction(count: int, settings: Settings, *, paid: bool, kill: bool) -> list[str]:
     told = [f"dspool demo: a DSPy program reads {count} topics of Python's own language reference in worker processes."]
     if paid:
+        more = ", and one more for the call that is lost with its worker" if kill else ""
         model = settings.lm["model"] if isinstance(settings.lm, dict) else settings.lm
         told.append(
-            f"LM: {model}. This makes {count} calls to it, and one more for the call that is lost with its worker; "
-            f"each topic is cut after {MAX_CHARACTERS:,} characters."
+            f"LM: {model}. This makes {count} calls to it{more}. Each topic is cut after {MAX_CHARACTERS:,} characters."
         )
     else:
         told.append(

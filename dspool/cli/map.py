@@ -69,10 +69,7 @@ def map_command(
     settings: Settings,
 ) -> int:
     """Run a program over many rows."""
-    if resume and overwrite:
-        raise click.UsageError("--resume and --overwrite exclude each other")
-    if retry_failed and not resume:
-        raise click.UsageError("--retry-failed goes with --resume")
+    _check_flags(resume=resume, retry_failed=retry_failed, overwrite=overwrite)
     check_program(program, settings.lm)
     rows, answers = Rows(source, program), Answers(target)
     answers.open(resume=resume, overwrite=overwrite)
@@ -95,6 +92,13 @@ def map_command(
         raise
     finally:
         answers.close()
+
+
+def _check_flags(*, resume: bool, retry_failed: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    if retry_failed and not resume:
+        raise click.UsageError("--retry-failed goes with --resume")
 
 
 class _Run:

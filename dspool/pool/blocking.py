@@ -249,7 +249,27 @@ class Pool(PoolFront):
         progress: bool = False,
         **as_run: Any,
     ) -> Iterator[Any]:
-        """Run a program over many rows; see `dspool.pool.mapping.map_rows`."""
+        """Run a program over many rows, a bounded number at a time.
+
+        Rows are taken from `rows` as results are handed out, so it may be endless. Nothing starts before the first
+        result is asked for. Leaving early (break, an exception, Ctrl-C) cancels what runs.
+
+        Args:
+            program: as run().
+            rows: the inputs of each call.
+            concurrency: rows in flight; None: as many as the pool has slots.
+            ordered: results in the order of the rows; False: as they come.
+            return_exceptions: give a failed row's exception in its place, instead of raising it.
+            progress: show a bar on stderr; where stderr is no terminal or rich isn't installed, one line at the end.
+            as_run: run()'s keywords, for every row.
+
+        Returns:
+            An iterator with one result for each row.
+
+        Raises:
+            OptionsError, EncodeError, PoolError: at once, where no row could run.
+            DspoolError: from the iterator, what a row raised, as run(). The rows that still run are cancelled.
+        """
         return map_rows(
             self,
             program,

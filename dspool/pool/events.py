@@ -11,8 +11,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-import structlog
-
+from dspool.logs import get_logger
 from dspool.options import EventHook
 from dspool.types import ExitReport
 
@@ -30,7 +29,7 @@ class Events:
 
     def __init__(self, pool: str, hook: EventHook | None) -> None:
         self.dropped = 0
-        self._log = structlog.get_logger("dspool").bind(pool=pool)
+        self._log = get_logger("dspool.pool", pool=pool)
         self._hook = hook
         self._queue: queue.Queue[tuple[str, Mapping[str, Any]] | None] = queue.Queue(QUEUE_LENGTH)
         self._thread: threading.Thread | None = None

@@ -16,6 +16,7 @@ from dspool.pool.core.records import Lease as Record
 from dspool.pool.core.states import LeaseState
 from dspool.pool.driver import Driver
 from dspool.pool.front import PoolFront, Timeout
+from dspool.pool.interrupts import guarded
 from dspool.pool.lease import Steps
 from dspool.pool.programs import Program
 from dspool.pool.slot_pipe import SlotPipe
@@ -53,6 +54,7 @@ class _HeldSlot:
         """The worker is suspect: it is killed and replaced when the lease ends."""
         self._verdict = Remove(reason)
 
+    @guarded
     def _end(self) -> None:
         if not self._over and self._driver.pid == os.getpid():
             self._over = True

@@ -75,4 +75,5 @@ def _rich_bar() -> Any:
         TimeRemainingColumn(),
         TextColumn("[red]{task.fields[failed]}"),
         console=Console(stderr=True),
+        redirect_stdout=sys.stdout.isatty(),  # into a file it must go on going where it goes
     )

@@ -1,8 +1,8 @@
 """Requests that are encoded before a worker is known, and stamped when they are sent.
 
-A call's inputs are encoded before its checkout, so that bad inputs touch no worker and no lock is held meanwhile; its id
-and what is left of its deadline are known only when it is written. So these two stand first in the message, at fixed
-places and in fixed widths, and `stamp` fills them in. The message is plain MessagePack, as any other request's.
+A call's inputs are encoded before its checkout, so that bad inputs touch no worker and no lock is held meanwhile. Its
+id, and what is left of its deadline, are known only when it is written. So these two stand first in the message, at
+fixed places and in fixed widths, and `stamp` fills them in. The message is plain MessagePack, as any other request's.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def encode_request(
         EncodeError: a value can't be sent, or the frame is over the cap.
     """
     frame = bytearray(_PREFIXES[command, deadline, session is not None])
-    if session is not None:
-        frame += _ENCODER.encode(session)
-        frame += _ARGS_KEY
     try:
+        if session is not None:
+            frame += _ENCODER.encode(session)
+            frame += _ARGS_KEY
         _ENCODER.encode_into(args, frame, len(frame))
         seal_frame(frame, max_frame_bytes)
     except FrameTooLarge as error:

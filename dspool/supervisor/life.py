@@ -50,7 +50,7 @@ from dspool.supervisor.process import ProcessHandle
 from dspool.types import ExitReason
 
 DEATH_WAIT_S = 0.02
-DUMP_WAIT_S = 0.010
+DUMP_WAIT_S, DUMP_QUIET_MS = 0.010, 3
 LIFELINE_WAIT_S = 1.0
 """After this a worker whose lifeline was cut gets a SIGKILL besides: it left its group, or disarmed the lifeline."""
 BOOT_EXIT_WAIT_S = 0.5
@@ -303,11 +303,11 @@ class WorkerProcess:
         give_up_at = time.monotonic() + DUMP_WAIT_S
         self._dump_asked_at = size = self._handle.dump_size()
         self._handle.send_signal(DUMP_SIGNAL)
-        while time.monotonic() < give_up_at:
+        quiet = 0
+        while time.monotonic() < give_up_at and quiet < DUMP_QUIET_MS:
             await anyio.sleep(0.001)
             last, size = size, self._handle.dump_size()
-            if self._dump_asked_at < last == size:
-                break
+            quiet = quiet + 1 if self._dump_asked_at < last == size else 0
         self._cut()
 
     def _cut(self, order: tuple[ExitReason, str] | None = None) -> None:

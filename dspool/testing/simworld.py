@@ -483,6 +483,10 @@ class SimWorld:
             if name is not None:
                 self._session_ran(command, name, worker_id)
         for effect in effects:
+            if isinstance(effect, c.Report) and effect.event == "lease.expired":
+                name, worker_id = self.ran_in.get(effect.fields["lease_id"], (None, 0))
+                if name is not None:
+                    self._session_ran(c.Cancel(effect.fields["lease_id"], True), name, worker_id)
             if not isinstance(effect, (c.Grant, c.Reject)):
                 continue
             lease = self.core.leases[effect.lease_id]
@@ -492,6 +496,7 @@ class SimWorld:
             told = lease.session_restarted
             if lease.refusal is not None:
                 told = lease.refusal.code == "SessionLost"
+                state.place = None if told else state.place
             else:
                 moved = state.place not in (None, lease.worker_id)
                 assert told or not (moved and state.used), f"lease {lease.lease_id} isn't told that its session moved"
@@ -500,7 +505,9 @@ class SimWorld:
                 state.used = state.used and not moved
                 state.place = lease.worker_id
             if told:
-                assert state.fresh, f"lease {lease.lease_id} is told of a loss, and there was none, or it was told before"
+                assert state.fresh, (
+                    f"lease {lease.lease_id} is told of a loss, and there was none, or it was told before"
+                )
                 state.owed[lease.lease_id], state.fresh = state.fresh, 0
                 state.used = False
         for name in [name for name in self.sessions if name not in self.core.sessions.table]:

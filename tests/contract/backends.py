@@ -23,6 +23,8 @@ from dspool.types import WorkerInfo
 
 DEADLINE_S = 20.0
 """How long a test waits for anything that is bound to happen."""
+SHORT_S = 0.25
+"""A deadline that is to pass, long enough for a call to begin before it does."""
 
 
 class Visitor:

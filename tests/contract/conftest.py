@@ -1,10 +1,14 @@
-"""The contract suite's parameters: every test runs with each kind of pool over each kind of worker.
+"""The contract suite's parameters: each test runs with each kind of pool over each kind of worker.
 
-pool-fake      Pool in threads, driven from tests on asyncio
-asyncio-fake   AsyncPool on asyncio
-trio-fake      AsyncPool on trio
-...-scripted   the same over real processes that speak the pipe without dspy
-...-real       the same over real workers
+    pool-fake      Pool in threads, driven from tests on asyncio
+    asyncio-fake   AsyncPool on asyncio
+    trio-fake      AsyncPool on trio
+    ...-scripted   the same over real processes that speak the pipe without dspy
+    ...-real       the same over real workers
+
+All nine pairs with `--every-pair`. Without it a test runs over fakes with every front, and over each kind of process
+with one front, chosen by the test's name; so that together the tests go through all pairs, in a tenth of the time. What
+the core decides alone is the same over any worker: those tests, marked `narrow`, run over one kind of process only.
 """
 
 from __future__ import annotations
@@ -31,21 +35,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise `world`: everything, less what the test's marks leave out.
-
-    What the core decides alone is the same over any worker, so those tests are `narrow`: each runs over one pair of
-    front and process, chosen by its name, so that together they cover all pairs.
-    """
+    """Parametrise `world`: all pairs, less what the test's marks and the command line leave out."""
     if "world" not in metafunc.fixturenames:
         return
     only = {name for mark in metafunc.definition.iter_markers("only") for name in mark.args}
-    cases = [(front, backend) for backend in BACKENDS for front in FRONTS]
-    cases = [(front, backend) for front, backend in cases if not only & set(BACKENDS) or backend in only]
-    cases = [(front, backend) for front, backend in cases if not only & set(FRONTS) or front in only]
-    if next(metafunc.definition.iter_markers("narrow"), None) is not None:
-        processes = [case for case in cases if case[1] != "fake"]
-        chosen = processes[zlib.crc32(metafunc.definition.name.encode()) % len(processes)] if processes else None
-        cases = [case for case in cases if case[1] == "fake" or case == chosen]
+    backends = [name for name in BACKENDS if not only & set(BACKENDS) or name in only]
+    fronts = [name for name in FRONTS if not only & set(FRONTS) or name in only]
+    cases = [(front, backend) for backend in backends for front in fronts]
+    if not metafunc.config.getoption("every_pair"):
+        chance = zlib.crc32(metafunc.definition.name.encode())
+        processes = [backend for backend in backends if backend != "fake"]
+        if processes and next(metafunc.definition.iter_markers("narrow"), None) is not None:
+            processes = [processes[chance // 8 % len(processes)]]
+        chosen = {(fronts[(chance + number) % len(fronts)], backend) for number, backend in enumerate(processes)}
+        cases = [case for case in cases if case[1] == "fake" or case in chosen]
     process_marks = [pytest.mark.integration, pytest.mark.slow]
     metafunc.parametrize(
         "world",

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 import dspool
+from tests.contract.backends import SHORT_S
 from tests.contract.subject import World, beside, gather
 
 GARBAGE = {
@@ -129,7 +130,8 @@ async def test_queue_timeout_s_bounds_the_queue_alone(world: World) -> None:
 async def test_a_call_past_its_deadline_costs_its_worker_which_is_replaced(world: World) -> None:
     gate = world.gate()
     async with world.pool() as pool, beside() as calls:
-        late = calls.start(pool.meet, gate, timeout_s=0.15)
+        await pool.run()  # the program is loaded: its time is not the call's
+        late = calls.start(pool.meet, gate, timeout_s=SHORT_S)
         visitor = await gate.arrival()
         with pytest.raises(dspool.CallTimeout, match="did not end by its deadline") as caught:
             await late.get()
@@ -147,7 +149,8 @@ async def test_a_call_past_its_deadline_costs_its_worker_which_is_replaced(world
 async def test_a_timeouts_report_has_the_workers_stacks(world: World) -> None:
     gate = world.gate()
     async with world.pool() as pool, beside() as calls:
-        late = calls.start(pool.run, "hang_gil", path=gate.path, timeout_s=0.15)
+        await pool.run()  # the program is loaded: its time is not the call's
+        late = calls.start(pool.run, "hang_gil", path=gate.path, timeout_s=SHORT_S)
         await gate.arrival()
         with pytest.raises(dspool.CallTimeout, match="in hang_gil") as caught:
             await late.get()
@@ -158,7 +161,8 @@ async def test_a_timeouts_report_has_the_workers_stacks(world: World) -> None:
 async def test_a_late_answer_reaches_nobody(world: World) -> None:
     gate = world.gate()
     async with world.pool() as pool, beside() as calls:
-        late = calls.start(pool.meet, gate, "late", timeout_s=0.1)
+        await pool.run()  # the program is loaded: its time is not the call's
+        late = calls.start(pool.meet, gate, "late", timeout_s=SHORT_S)
         visitor = await gate.arrival()
         with pytest.raises(dspool.CallTimeout):
             await late.get()

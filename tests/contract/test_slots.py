@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 import dspool
+from tests.contract.backends import SHORT_S
 from tests.contract.subject import World, beside, gather
 
 
@@ -38,8 +39,9 @@ async def test_calls_spread_over_workers_before_they_share_one(world: World) -> 
 async def test_a_slot_given_up_at_a_deadline_is_lent_again_when_its_late_answer_came(world: World) -> None:
     gate = world.gate()
     async with world.pool(slots=2, grace_s=20) as pool, beside() as calls:
+        await pool.run()  # the program is loaded: its time is not the call's
         before = await pool.tokens()
-        late = calls.start(pool.meet, gate, "late", timeout_s=0.1)
+        late = calls.start(pool.meet, gate, "late", timeout_s=SHORT_S)
         visitor = await gate.arrival()
         with pytest.raises(dspool.CallTimeout, match="this one's slot was given up") as caught:
             await late.get()
@@ -59,7 +61,8 @@ async def test_a_worker_whose_given_up_call_does_not_end_is_replaced_after_its_n
 ) -> None:
     gate = world.gate()
     async with world.pool(slots=2, grace_s=0.1) as pool, beside() as calls:
-        stuck = calls.start(pool.meet, gate, timeout_s=0.1)
+        await pool.run()  # the program is loaded: its time is not the call's
+        stuck = calls.start(pool.meet, gate, timeout_s=SHORT_S)
         first = await gate.arrival()
         neighbour = calls.start(pool.meet, gate, "neighbour")
         second = await gate.arrival()
@@ -105,9 +108,10 @@ async def test_a_cancelled_call_spares_its_neighbour(world: World) -> None:
 async def test_a_timed_out_run_in_a_lease_gives_its_slot_back_when_the_answer_came(world: World) -> None:
     gate = world.gate()
     async with world.pool(slots=2, grace_s=20) as pool, beside() as calls:
+        await pool.run()  # the program is loaded: its time is not the call's
         lease = await pool.checkout()
         assert await lease.run(value=1) == 1
-        run = calls.start(lease.run, "meet", path=gate.path, timeout_s=0.1)
+        run = calls.start(lease.run, "meet", path=gate.path, timeout_s=SHORT_S)
         visitor = await gate.arrival()
         with pytest.raises(dspool.CallTimeout):
             await run.get()
@@ -123,7 +127,8 @@ async def test_a_timed_out_run_in_a_lease_gives_its_slot_back_when_the_answer_ca
 async def test_a_lease_past_hold_s_costs_its_worker(world: World) -> None:
     gate = world.gate()
     async with world.pool(slots=2) as pool, beside() as calls:
-        lease = await pool.checkout(hold_s=0.15)
+        await pool.run()  # the program is loaded: its time is not the call's
+        lease = await pool.checkout(hold_s=SHORT_S)
         run = calls.start(lease.run, "meet", path=gate.path)
         visitor = await gate.arrival()
         with pytest.raises(dspool.WorkerLost, match="hold_s") as caught:

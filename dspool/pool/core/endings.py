@@ -234,8 +234,6 @@ class Endings(Dispatch):
         else:
             detail = f"lease {lease.lease_id}, {self._now - lease.granted_at:.3f} s after it was granted"
             self._remove(worker, why, detail, dump=why == "timeout")
-        if lease.session is not None and worker.state is READY:
-            self.sessions.table[lease.session].answered(worker.worker_id)
         self._end(lease)
         if worker.state is STOPPING:
             self._give_back(worker, index)
@@ -271,6 +269,8 @@ class Endings(Dispatch):
         slot.to(state)
         if lease.running:
             slot.left_behind = lease.program, lease.call_id
+            if lease.session is not None:
+                self.sessions.table[lease.session].answered(worker.worker_id)
 
     # --- slots left behind ----------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import msgspec
 from dspool.pool.core.machine import PoolCore
 from dspool.pool.core.records import Worker
 from dspool.pool.core.states import WorkerState
+from dspool.pool.core.stats import Counters
 from dspool.types import PoolHealth, PoolStats, WorkerInfo, WorkerState as SeenState
 
 
@@ -63,7 +64,7 @@ def pool_stats(core: PoolCore, name: str, **more: Any) -> PoolStats:
         breaker=breaker_state(core),
         quarantined=core.quarantine.held(),
         suspects=tuple(core.quarantine.suspects),
-        **msgspec.structs.asdict(core.counters),
+        **_copied(core.counters),
         **more,
     )
 
@@ -83,6 +84,12 @@ def breaker_state(core: PoolCore) -> Any:
     """The worst of the groups' breakers."""
     states = {group.breaker.state for group in core.groups.values()}
     return next(state for state in ("open", "half_open", "closed") if state in states)
+
+
+def _copied(counters: Counters) -> dict[str, Any]:
+    """The counters, with nothing in them that goes on counting."""
+    fields = msgspec.structs.asdict(counters)
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in fields.items()}
 
 
 def _count(workers: Any, wanted: Callable[[Worker], bool]) -> int:

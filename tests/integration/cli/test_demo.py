@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from dspool.testing.stub_lm import StubLM
+
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -96,11 +98,19 @@ def test_without_rich_it_is_plain_in_a_narrow_terminal_too(folder: Path, environ
     assert "none lost" in shown
 
 
-def test_nobody_is_killed_where_that_is_asked(cli: Cli) -> None:
-    done = cli("demo", "--rows", "4", "--no-kill", "--json", "--workers", "2")
+def test_a_real_lm_is_asked_as_often_as_was_said_and_nobody_is_killed_where_that_is_asked(
+    cli: Cli, folder: Path
+) -> None:
+    with StubLM() as stub:
+        spec = {"model": "openai/stub", "api_base": stub.url, "api_key": "x", "cache": False}
+        (folder / "lm.json").write_text(json.dumps(spec), encoding="utf-8")
+        done = cli("demo", "--lm", "@lm.json", "--rows", "4", "--no-kill", "--workers", "2")
     assert done.returncode == 0, done.stderr
-    shown = json.loads(done.stdout)
-    assert (shown["killed_pid"], shown["stats"]["replaced"], shown["stats"]["started"]) == (None, 0, 2)
+    assert "This makes 4 calls to it." in " ".join(done.stdout.split())
+    assert stub.stats().requests == 4
+    for told in ("4 of 4, none lost", "2 started, 0 replaced"):
+        assert told in done.stdout
+    assert "SIGKILL" not in done.stdout
 
 
 def test_a_missing_key_is_told_before_anything_is_spent(cli: Cli) -> None:

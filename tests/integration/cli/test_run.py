@@ -35,7 +35,7 @@ def test_inputs_come_from_stdin_too(cli: Cli) -> None:
 
 
 def test_a_signature_runs_on_the_offline_lm_with_typed_outputs_and_usage(cli: Cli, folder: Path) -> None:
-    text = "# Leases\n\nA slot is lent out. A lease is the right to use a slot. A lease ends when the slot is given back.\n"
+    text = "# Leases\n\nA slot is lent out. A lease is the right to a slot, and ends when the slot is given back.\n"
     (folder / "notes.md").write_text(text, encoding="utf-8")
     done = cli("run", "text -> title, keywords: list[str]", "text=@notes.md", "--lm", "offline", "--usage")
     assert done.returncode == 0, done.stderr

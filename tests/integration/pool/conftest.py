@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 DEADLINE_S = 30.0
+QUIET = "import structlog; structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))\n"
+"""First line of each script: its stdout is for what it has to say."""
 
 
 class Script:
@@ -79,7 +81,7 @@ def script(tmp_path: Path, no_leaks: None) -> Iterator[RunScript]:
     def run(source: str, *arguments: str, path: Path | None = None, cwd: Path | None = None) -> Script:
         path = path or tmp_path / "script.py"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(source, encoding="utf-8")
+        path.write_text(QUIET + source, encoding="utf-8")
         running.append(Script(path if cwd is None else Path("..") / path.relative_to(cwd.parent), *arguments, cwd=cwd))
         return running[-1]
 

@@ -10,8 +10,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 STORM = """
 import json, random, signal, sys, time, warnings
-import structlog
-structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
 import dspool
 from dspool.pool.core import invariants
 from dspool.testing.fake import FakeLauncher
@@ -81,6 +79,7 @@ with dspool.Pool(workers=2, launcher=FakeLauncher(lambda call: call.inputs), qua
             calm(pool)
         if time.monotonic() - began > 8:
             break
+    pool.resume()
     stats = calm(pool)
     ended = stats.calls_ok + stats.calls_failed + stats.calls_lost + stats.calls_cancelled + stats.calls_timeout
     for _ in range(20):
@@ -142,8 +141,6 @@ def test_close_in_a_signal_handler_inside_a_call(script: RunScript) -> None:
 
 CLOSE_ANYWHERE = """
 import json, random, signal, sys, time
-import structlog
-structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
 import dspool
 from dspool.testing.fake import FakeLauncher
 

@@ -13,6 +13,7 @@ import anyio
 import psutil
 import pytest
 
+from dspool.supervisor import life
 from tests.integration.supervisor.harness import BACKENDS
 
 
@@ -34,6 +35,12 @@ def open_fds() -> dict[int, str]:
         with contextlib.suppress(FileNotFoundError):  # The one that listed the folder.
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
     return found
+
+
+@pytest.fixture
+def patient_dump(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dump is waited for, however busy the machine is: in 10 ms a process may not have its turn."""
+    monkeypatch.setattr(life, "DUMP_WAIT_S", 10.0)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from dspool.supervisor import life
 from dspool.supervisor.memory import OomCounter
 from tests.integration.supervisor.harness import collect, dead, lab, one_backend, tell, wait_dead
 
@@ -101,7 +102,10 @@ async def test_an_exit_with_0_fits_the_resize_that_came_after_it() -> None:
         assert (report.reason, report.exit_code) == ("resized", 0)
 
 
-async def test_a_worker_that_seems_dead_is_waited_for_so_that_its_status_is_its_own() -> None:
+async def test_a_worker_that_seems_dead_is_waited_for_so_that_its_status_is_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(life, "DEATH_WAIT_S", 10.0)
     async with lab() as tests:
         worker = await tests.ready()
         tell(worker, "signal SIGKILL")

@@ -91,7 +91,7 @@ async def test_a_flood_on_both_streams_holds_up_nobody(logged: list[Any]) -> Non
                     pass
         tell(flooding, "exit 0")
         report = await tests.exited(flooding)
-    assert slowest < 0.25
+    assert slowest < 1.0
     assert report.output_tail == "x" * (TAIL_BYTES % 100 - 1) + "\n" + ("x" * 99 + "\n") * (TAIL_BYTES // 100)
     shown = [entry for entry in logged if entry["event"] == "x" * 99]
     suppressed = sum(entry.get("suppressed", 0) for entry in logged)

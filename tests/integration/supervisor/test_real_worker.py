@@ -24,6 +24,7 @@ async def test_a_real_worker_becomes_ready_answers_pings_and_stops() -> None:
         assert (report.reason, report.exit_code, report.output_tail) == ("stopped", 0, "")
 
 
+@pytest.mark.usefixtures("patient_dump")
 async def test_a_real_worker_is_killed_with_its_stacks() -> None:
     async with lab(SpawnLauncher()) as tests:
         worker = await tests.ready()

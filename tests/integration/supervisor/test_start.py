@@ -128,6 +128,7 @@ async def test_an_interpreter_that_is_no_program_is_named(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("patient_dump")
 @one_backend
 async def test_a_worker_that_never_answers_is_killed_when_the_core_says_so() -> None:
     async with lab() as tests:

@@ -46,7 +46,7 @@ async def test_each_rung_of_the_ladder_has_its_time(
         report = await tests.exited(worker)
         took = time.monotonic() - at
         assert (report.reason, report.exit_code, report.signal) == ("stopped", exit_code, signal_name)
-        assert earliest * grace_s <= took < latest * grace_s + 0.5
+        assert earliest * grace_s <= took < latest * grace_s + 1.0
         assert not tests.recorder.of("unwell")
 
 
@@ -110,9 +110,10 @@ async def test_a_kill_takes_milliseconds() -> None:
             report = await tests.exited(worker)
             took = tests.recorder.of("exited", worker.worker_id)[0].at - at
             assert (report.reason, report.detail, report.signal) == ("removed", "verdict", "SIGKILL")
-            assert took < 0.5
+            assert took < life.LIFELINE_WAIT_S  # the kernel's doing, not the SIGKILL after it
 
 
+@pytest.mark.usefixtures("patient_dump")
 @pytest.mark.parametrize(
     ("order", "answer", "frame"),
     [("spin", "spinning", " in do_spin"), ("hold_gil", "holding", " in do_hold_gil")],
@@ -122,13 +123,11 @@ async def test_a_kill_with_dump_says_where_the_worker_was(order: str, answer: st
     async with lab() as tests:
         worker = await tests.ready()
         assert await tests.order(worker, order) == answer
-        at = time.monotonic()
         tests.supervisor.kill(worker.worker_id, "timeout", "after 3 s", dump=True)
         report = await tests.exited(worker)
         assert (report.reason, report.detail, report.signal) == ("timeout", "after 3 s", "SIGKILL")
         assert frame in report.stack_dump
         assert " in serve_control" in report.stack_dump
-        assert time.monotonic() - at < 0.5
 
 
 @one_backend
@@ -187,7 +186,7 @@ async def test_a_worker_that_escaped_its_lifeline_is_killed_all_the_same() -> No
         tests.supervisor.kill(worker.worker_id, "killed", "by hand")
         report = await tests.exited(worker)
         assert (report.reason, report.signal) == ("killed", "SIGKILL")
-        assert life.LIFELINE_WAIT_S <= time.monotonic() - at < life.LIFELINE_WAIT_S + 0.5
+        assert life.LIFELINE_WAIT_S <= time.monotonic() - at < life.LIFELINE_WAIT_S + 2
 
 
 @one_backend

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dspool.pool.core.commands import Kill, Resize, Tick, WorkerUnwell
+from dspool.pool.core.commands import Grant, Kill, Resize, Tick, WorkerUnwell
 from tests.unit.core.world import World, of
 
 pytestmark = pytest.mark.unit
@@ -84,5 +84,14 @@ def test_a_trial_that_is_held_too_long_makes_room_for_another() -> None:
 def test_hold_s_0_is_over_at_the_next_tick() -> None:
     world = World.ready(1)
     lease = world.checkout(hold_s=0.0, now=1.0)
+    assert world.granted(lease)
+    assert [type(effect) for effect in world.tick(1.5)] == [Kill]
+
+
+def test_a_lease_is_never_over_in_the_step_that_grants_it() -> None:
+    world = World.ready(2, affinity_wait_s=0.25)
+    world.checkout(session="s", now=1.0)
+    lease = world.checkout(session="s", hold_s=0.0)
+    assert world.tick(1.25) == [Grant(lease)]
     assert world.granted(lease)
     assert [type(effect) for effect in world.tick(1.5)] == [Kill]

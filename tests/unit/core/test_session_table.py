@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dspool.pool.core.commands import Recycle
 from tests.unit.core.world import World
 
 pytestmark = pytest.mark.unit
@@ -63,3 +64,35 @@ def test_a_session_whose_worker_is_gone_is_forgotten_too() -> None:
     assert len(world.core.sessions) == 1
     world.run_until(20.0)
     assert len(world.core.sessions) == 0
+
+
+def test_state_is_lost_if_the_first_call_is_answered_by_a_worker_that_is_on_its_way_out() -> None:
+    world = World.ready(1)
+    first = world.checkout(session="s", program="p")
+    world.do(Recycle(1))
+    world.become_ready(2)
+    assert world.core.sessions.table["s"].generation == 0, "nothing is known to be lost yet"
+    world.checkin(first)
+    assert world.core.sessions.table["s"].generation == 1
+    assert world.lease(world.checkout(session="s")).session_restarted
+
+
+def test_no_state_is_lost_if_the_first_call_never_ran_in_the_worker_that_is_on_its_way_out() -> None:
+    world = World.ready(1)
+    first = world.checkout(session="s", program="p")
+    world.do(Recycle(1))
+    world.become_ready(2)
+    world.checkin(first, "none")
+    assert not world.lease(world.checkout(session="s")).session_restarted
+
+
+def test_a_loss_is_counted_once_however_many_calls_the_old_worker_still_answers() -> None:
+    world = World.ready(1, slots=2)
+    world.run(session="s", program="p")
+    leases = [world.checkout(session="s", program="p") for _ in range(2)]
+    world.do(Recycle(1))
+    world.become_ready(2)
+    for lease in leases:
+        world.checkin(lease)
+    assert world.core.sessions.table["s"].generation == 1
+    assert world.lease(world.checkout(session="s")).session_restarted
