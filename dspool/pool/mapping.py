@@ -19,6 +19,7 @@ import msgspec
 
 from dspool.errors import OptionsError
 from dspool.pool import lease as path
+from dspool.pool.interrupts import guarded
 from dspool.pool.progress import Progress
 from dspool.pool.waits import ThreadWaits, drive_async
 
@@ -180,7 +181,13 @@ def _rows_done(background: _Background, sorter: Sorter, bar: Progress) -> Iterat
                 background.handed_out()
                 yield sorter.value(done)
     finally:
-        background.stop()
+        try:
+            background.cancel()
+        except KeyboardInterrupt:  # perhaps before it had begun
+            background.cancel()
+            raise
+        finally:
+            background.join()
 
 
 class _Background:
@@ -195,37 +202,45 @@ class _Background:
         self._results: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._post: Callable[..., Any] | None = None
         self._pump: RowPump | None = None
-        self._stopped = False
+        self._cancelled = False
         self._started = threading.Event()
         self._thread: threading.Thread | None = None
 
     def get(self) -> Done:
         """The next row that has ended."""
         if self._thread is None:
-            context = contextvars.copy_context()
-            self._thread = threading.Thread(
-                target=context.run, args=(anyio.run, self._serve), name=f"dspool-map-{self._pool.name}", daemon=True
-            )
-            self._thread.start()
+            self._start()
         done = self._results.get()
-        if done.index < 0 and done.error is not None and not self._stopped:
+        if done.index < 0 and done.error is not None and not self._cancelled:
             raise done.error
         return done
+
+    @guarded
+    def _start(self) -> None:
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=context.run, args=(anyio.run, self._serve), name=f"dspool-map-{self._pool.name}", daemon=True
+        )
+        self._thread.start()
 
     def handed_out(self) -> None:
         """A result was handed out."""
         if self._pump is not None:
             self._tell(self._pump.handed_out)
 
-    def stop(self) -> None:
-        """Cancel what runs and wait until it is over."""
-        self._stopped = True
-        if self._thread is None:
-            return
-        self._started.wait()
-        if self._pump is not None:
-            self._tell(self._pump.cancel)
-        self._thread.join()
+    @guarded
+    def cancel(self) -> None:
+        """Cancel what runs. Idempotent."""
+        self._cancelled = True
+        if self._thread is not None:
+            self._started.wait()
+            if self._pump is not None:
+                self._tell(self._pump.cancel)
+
+    def join(self) -> None:
+        """Wait until it is over. The caller's own rows may hold that up, so an interrupt ends the wait."""
+        if self._thread is not None:
+            self._thread.join()
 
     def _tell(self, what: Callable[[], None]) -> None:
         assert self._post is not None
@@ -250,9 +265,9 @@ class _Background:
                 return self._pool._finish(call.program, response, worker_id)
 
             self._pump = RowPump(self._rows, run_row, self._concurrency, self._results.put)
-        except BaseException as error:
+        except Exception as error:
             self._results.put(Done(-1, error=error))
-            raise
+            return
         finally:
             self._started.set()
         await self._pump.run()

@@ -41,7 +41,7 @@ from dspool.supervisor import boot, health
 from dspool.supervisor.boot import BootFailure
 from dspool.supervisor.control import ControlPipe, Question
 from dspool.supervisor.exits import Ending, Order, build_report, fitting_order
-from dspool.supervisor.faults import log_fault
+from dspool.supervisor.faults import faults_logged, log_fault
 from dspool.supervisor.launch import Launcher, LaunchRequest, worker_environment
 from dspool.supervisor.listener import Listener
 from dspool.supervisor.memory import OomCounter, RssGauge
@@ -117,7 +117,7 @@ class WorkerProcess:
         self._boot_failure: BootFailure | None = None
         self._orders: list[Order] = []
         self._probing = False
-        self._unwell = False
+        self._unwell = self._reported = False
         self._dump_asked_at: int | None = None
         self._log = _log.bind(pool=options.name, worker_id=worker_id)
 
@@ -311,8 +311,8 @@ class WorkerProcess:
         self._cut()
 
     def _cut(self, order: tuple[ExitReason, str] | None = None) -> None:
-        """Kill it now, for that reason, and make sure."""
-        if self.phase is Phase.GONE:
+        """Kill it now, for that reason, and make sure. One that is being launched is killed by _attend()."""
+        if self._tasks is None:
             return
         if order is not None:
             self._order("kill", *order)
@@ -358,7 +358,7 @@ class WorkerProcess:
     def _collect(self) -> Ending:
         """Take what is left of it and close everything. Never waits for a worker that is dead."""
         ending = self._ending()
-        try:
+        with faults_logged(self._log, "what is left of a worker could not be collected"):
             ending.signals = self._handle.signals
             dead = self._handle.is_dead() or self._handle.end_now()
             self._output.drain_rest()
@@ -371,10 +371,9 @@ class WorkerProcess:
             ending.output_tail = self._output.tail()
             if dead:
                 ending.status = self._handle.launched.reap()
-        except Exception as error:
-            log_fault(self._log, "what is left of a worker could not be collected", error)
-        self._control.close()
-        self._handle.close(slots=self.ready_at is None)
+        with faults_logged(self._log, "a worker's pipes could not be closed"):
+            self._control.close()
+            self._handle.close(slots=self.ready_at is None)
         return ending
 
     def _ending(self) -> Ending:
@@ -391,9 +390,10 @@ class WorkerProcess:
         )
 
     def _report(self, ending: Ending) -> None:
+        if self._reported:
+            return
+        self._reported = True
         if ending.status.signal == signal.SIGKILL and ending.failure is None and fitting_order(ending) is None:
             ending.out_of_memory = self._oom.explains_a_kill()
-        try:
+        with faults_logged(self._log, "the listener failed"):
             self._listener.worker_exited(self.worker_id, build_report(ending))
-        except Exception as error:
-            log_fault(self._log, "the listener failed", error)

@@ -68,6 +68,11 @@ def environment(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def loaded(names: list[str]) -> list[str]:
+    """Which of these modules are loaded."""
+    return [name for name in names if name in sys.modules]
+
+
 def meet(path: str, value: Any = None) -> Any:
     """Say at the socket `path` that the call has begun, and give back the value when it is let go there."""
     with _arrive(path) as sock:
@@ -187,10 +192,10 @@ def deaf(path: str) -> None:
 _BEHAVIOURS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        echo, pid, count, environment, meet, sleep, fail, leave, crash, hang_gil, flood, say, big, length, unencodable,
-        garbage, foreign_id, end_slot, end_control, babble, deaf,
+        *(echo, pid, count, environment, loaded, meet, sleep, fail, leave, crash, hang_gil, flood, say, big, length),
+        *(unencodable, garbage, foreign_id, end_slot, end_control, babble, deaf),
     )
-}  # fmt: skip
+}
 
 
 def _arrive(path: str) -> socket.socket:

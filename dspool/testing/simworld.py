@@ -516,24 +516,21 @@ class SimWorld:
     def _session_ran(
         self, command: c.Checkin | c.RunEnded | c.Cancel | c.CheckoutVerdict, name: str, worker_id: int
     ) -> None:
-        state = self.sessions.get(name)
-        if not isinstance(command, c.RunEnded) and not (
-            isinstance(command, c.CheckoutVerdict) and command.verdict == KEEP
-        ):
+        lease = self.core.leases.get(command.lease_id)
+        kept = lease is not None and lease.state in _HELD and lease.worker_id == worker_id
+        if not kept:
             del self.ran_in[command.lease_id]
+        state = self.sessions.get(name)
         if state is None:
             return
         if isinstance(command, (c.Checkin, c.RunEnded)):
-            ran = command.outcome in ("ok", "failed")
-        else:
-            ran = isinstance(command, c.Cancel) and command.written
-            if not ran and isinstance(command, c.CheckoutVerdict) and command.verdict == KEEP:
-                return
-            if not ran:  # it never looked at what it was told: another is told instead
-                state.fresh += state.owed.pop(command.lease_id, 0)
-        if ran:
+            if command.outcome in ("ok", "failed"):
+                state.fresh += 1
+                state.used = state.used or state.place == worker_id
+        elif isinstance(command, c.Cancel) and command.written:
             state.fresh += 1
-            state.used = state.used or (state.place == worker_id and not isinstance(command, c.Cancel))
+        elif not kept:  # it never looked at what it was told: another is told instead
+            state.fresh += state.owed.pop(command.lease_id, 0)
 
     def _let_go(self, over: set[int], left: dict[int, tuple[int, int]]) -> None:
         for key, lease_id in list(self.holders.items()):

@@ -48,6 +48,12 @@ class Session(msgspec.Struct):
         elif self.unsettled:
             self._lose()
 
+    def stop_running(self) -> None:
+        """A granted call is over, or waits again."""
+        self.running -= 1
+        if not self.running:
+            self.unsettled = False
+
     def _lose(self) -> None:
         self.generation += 1
         self.lost, self.used, self.unsettled = True, False, False
@@ -104,13 +110,13 @@ class Sessions:
     def end(self, name: str, now: float) -> None:
         """A granted call is over."""
         session = self.table[name]
-        session.running -= 1
+        session.stop_running()
         self._rest(name, session, now)
 
     def requeue(self, name: str, lease_id: int) -> Session:
         """A granted call waits again."""
         session = self.table[name]
-        session.running -= 1
+        session.stop_running()
         session.queued[lease_id] = None
         return session
 

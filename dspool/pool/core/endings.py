@@ -109,6 +109,9 @@ class Endings(Dispatch):
             self.counters.calls_lost += 1
             if worker is not None:
                 self._remove(worker, None, "its pipe ended")
+            judged_later = worker is not None and (lease.program, lease.call_id) in worker.in_flight
+            if lease.trial and not judged_later:  # it was begun in a worker that was known to be dead
+                self.quarantine.withdrawn(lease.program, lease.call_id)
         elif outcome != "none" and lease.running:
             self._count_run(outcome, self._now - lease.run_since)
             if lease.program is not None:

@@ -77,7 +77,7 @@ with dspool.Pool(workers=2, launcher=FakeLauncher(lambda call: call.inputs), qua
         done += 1
         if number % 20 == 0:
             calm(pool)
-        if time.monotonic() - began > 8:
+        if time.monotonic() - began > 4:
             break
     pool.resume()
     stats = calm(pool)

@@ -122,12 +122,16 @@ class Script:
 
     def do_daemon(self) -> str:
         """A grandchild that escapes the group, and writes for ever."""
+        begun, begin = os.pipe()
         child = os.fork()
         if child == 0:
             os.setsid()
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            os.write(1, b"flooding\n" * 100)
+            os.write(begin, b"x")
             while True:
                 os.write(1, b"flooding\n" * 100)
+        os.read(begun, 1)
         return str(child)
 
     def do_say(self, stream: str, text: str) -> None:

@@ -194,6 +194,24 @@ async def test_a_fault_in_one_workers_task_ends_that_worker_alone(monkeypatch: p
 
 
 @one_backend
+async def test_whatever_fails_at_the_end_there_is_one_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **more: object) -> None:
+        raise RuntimeError("a bug of ours")
+
+    async with lab() as tests:
+        worker, other = await tests.ready(), await tests.ready()
+        with monkeypatch.context() as patched:
+            patched.setattr(worker._control, "read_rest", broken)
+            tell(worker, "exit 0")
+            report = await tests.exited(worker)
+        assert (report.reason, report.status_known) == ("exited", False)
+        worker.never_lived()
+        assert collect(report.pid or 0) == 0
+        assert await tests.order(other, "say stdout fine") == "ok"
+    assert len(tests.recorder.of("exited")) == 2
+
+
+@one_backend
 async def test_a_launcher_with_a_bug_gives_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(request: object) -> None:
         raise RuntimeError("a bug of ours")

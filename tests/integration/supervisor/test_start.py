@@ -183,6 +183,8 @@ async def test_a_kill_ends_a_launch_that_hangs() -> None:
         launcher.entered = anyio.Event()
         await launcher.entered.wait()
         tests.supervisor.kill(worker_id, "start_timeout", "too slow", dump=True)
+        tests.supervisor.kill(worker_id, "killed", "second")
+        tests.supervisor.stop(worker_id, "stopped", 0.0)
         report = await tests.exited(worker_id)
         assert (report.reason, report.detail, report.pid) == ("start_timeout", "too slow", None)
 
