@@ -191,9 +191,17 @@ class Driver:
         Raises:
             PoolBroken: the table can't be trusted any more.
         """
+        self.check_sound()
+        return self.core.leases[lease_id]
+
+    def check_sound(self) -> None:
+        """Raise where the core can't be trusted any more.
+
+        Raises:
+            PoolBroken: see `broken`.
+        """
         if self.broken is not None:
             raise self._broken_error()
-        return self.core.leases[lease_id]
 
     def when_idle(self, waker: Waker) -> None:
         """Call `waker` once, when no call waits or runs any more."""

@@ -64,22 +64,21 @@ def acquire(driver: Driver, checkout: c.Checkout) -> Steps[tuple[LeaseRecord, Sl
         while lease.state is LeaseState.QUEUED:
             if not (yield (GRANT, lease_id, checkout.deadline)) and lease.state is LeaseState.QUEUED:
                 raise _queue_timeout(driver, lease)
-            lease = driver.lease(lease_id)
-        if lease.state is LeaseState.CLOSED:
-            raise driver.refused(lease)
+            driver.check_sound()
+        if lease.state is LeaseState.CLOSED:  # refused; or past hold_s before we looked, and out of the table
+            raise driver.refused(lease) if lease.refusal is not None else lease_over(driver, lease)
         pipe = driver.pipe(lease)
         trouble = ("its process is gone", True) if pipe is None else pipe.look()
         if trouble is not None:
-            give_back(driver, lease_id, pipe, Remove(trouble[0]), died=trouble[1])
+            give_back(driver, lease, pipe, Remove(trouble[0]), died=trouble[1])
             continue
         assert pipe is not None
         if lease.state is LeaseState.CHECKING:
             verdict = yield from _ask_hook(driver, lease)
-            give_back(driver, lease_id, pipe, verdict)
+            give_back(driver, lease, pipe, verdict)
             if time.monotonic() >= checkout.deadline:
                 raise _queue_timeout(driver, lease)
-            lease = driver.lease(lease_id)
-            if not isinstance(verdict, Keep) or lease.state is not LeaseState.GRANTED:
+            if not isinstance(verdict, Keep) or not lease.is_granted:
                 continue
         return lease, pipe
 
@@ -132,12 +131,13 @@ def _ask_hook(driver: Driver, lease: LeaseRecord) -> Steps[Verdict]:
     return Remove(f"the check hook returned {verdict!r:.80} instead of KEEP, Remove(...) or Skip(...)")
 
 
-def give_back(driver: Driver, lease_id: int, pipe: SlotPipe | None, verdict: Verdict, *, died: bool = False) -> None:
+def give_back(
+    driver: Driver, lease: LeaseRecord, pipe: SlotPipe | None, verdict: Verdict, *, died: bool = False
+) -> None:
     """Tell the core a verdict; close the pipe of a worker that is gone, since we held it."""
-    lease = driver.lease(lease_id)
     worker_id = lease.worker_id
-    driver.step(c.CheckoutVerdict(lease_id, verdict, died))
-    kept = isinstance(verdict, Keep) and lease.state is LeaseState.GRANTED and lease.worker_id == worker_id
+    driver.step(c.CheckoutVerdict(lease.lease_id, verdict, died))
+    kept = isinstance(verdict, Keep) and lease.is_granted and lease.worker_id == worker_id
     if pipe is not None and pipe.orphaned and not kept:  # KEEP too is too late where the worker has gone meanwhile
         driver.close_pipe(pipe)
 
@@ -217,7 +217,7 @@ def _attempt(
             except PipeEnded as end:
                 if end.never_ran:
                     written = False
-                    give_back(driver, lease_id, pipe, Remove("it ended before it had read the call"), died=True)
+                    give_back(driver, lease, pipe, Remove("it ended before it had read the call"), died=True)
                     continue
                 closed = True
                 driver.step(c.Checkin(lease_id, "lost"))

@@ -74,6 +74,11 @@ class Lease(msgspec.Struct):
     skipped: dict[int, str] = {}
     refusal: Refusal | None = None
 
+    @property
+    def is_granted(self) -> bool:
+        """Whether it holds its slot, the verdict given."""
+        return self.state is LeaseState.GRANTED
+
     def to(self, state: LeaseState) -> None:
         """Move, if the table allows it."""
         self.state = moved(LEASE_MOVES, self.state, state)
