@@ -185,7 +185,7 @@ class AsyncPool(PoolFront):
             lm=lm,
             idempotent=idempotent,
         )
-        steps = path.call(self._driver, call.checkout, call.program, call.frame, call.deadline, idempotent=idempotent)
+        steps = call.steps()
         response, worker_id = await self._drive(steps)
         return self._finish(call.program, response, worker_id)
 
@@ -208,9 +208,7 @@ class AsyncPool(PoolFront):
 
         async def run_row(row: Any) -> Any:
             call = self._prepare_row(program, row, as_run)
-            steps = path.call(
-                self._driver, call.checkout, call.program, call.frame, call.deadline, idempotent=call.idempotent
-            )
+            steps = call.steps()
             response, worker_id = await self._drive(steps)
             return self._finish(call.program, response, worker_id)
 

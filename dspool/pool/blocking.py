@@ -233,9 +233,7 @@ class Pool(PoolFront):
             lm=lm,
             idempotent=idempotent,
         )
-        driver = self._driver
-        steps = path.call(driver, call.checkout, call.program, call.frame, call.deadline, idempotent=idempotent)
-        response, worker_id = drive(driver, steps)
+        response, worker_id = drive(call.driver, call.steps())
         return self._finish(call.program, response, worker_id)
 
     def map(

@@ -15,6 +15,7 @@ import msgspec
 
 from dspool.errors import EncodeError, OptionsError, PoolClosed, PoolError
 from dspool.options import PoolOptions
+from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
 from dspool.pool.driver import AT_ONCE, Driver
@@ -47,11 +48,18 @@ _RUN_DEFAULTS: dict[str, Any] = {
 class Prepared(msgspec.Struct, gc=False):
     """A call that is ready to be checked out."""
 
+    driver: Driver
     program: Program
     frame: bytearray
     checkout: c.Checkout
     deadline: float
     idempotent: bool
+
+    def steps(self) -> path.Steps[tuple[Response, int]]:
+        """The call's way, to be driven."""
+        return path.call(
+            self.driver, self.checkout, self.program, self.frame, self.deadline, idempotent=self.idempotent
+        )
 
 
 class PoolFront:
@@ -111,15 +119,16 @@ class PoolFront:
         idempotent: bool,
     ) -> Prepared:
         now = time.monotonic()
-        control = self._opened
+        driver, control = self._driver, self._control
+        assert control is not None
         resolved = control.programs.resolve(program)
         deadline = self._deadline(timeout_s, now)
-        frame = self._encode(resolved, inputs, lm, session, timed=deadline != c.INFINITY)
+        frame = self._encode(control, resolved, inputs, lm, session, timed=deadline != c.INFINITY)
         checkout = self._checkout(
-            now, deadline, resolved.program_id, session, affinity, on_session_lost, priority, require
+            next(driver.ids), now, deadline, resolved.program_id, session, affinity, on_session_lost, priority, require
         )
         checkout.size_bytes = len(frame)
-        return Prepared(resolved, frame, checkout, deadline, idempotent)
+        return Prepared(driver, resolved, frame, checkout, deadline, idempotent)
 
     def _prepare_row(self, program: Any, row: Mapping[str, Any], as_run: Mapping[str, Any]) -> Prepared:
         """A row of map(): run()'s arguments with run()'s defaults."""
@@ -131,24 +140,24 @@ class PoolFront:
         return self._prepare(program, row, **{**_RUN_DEFAULTS, **as_run})
 
     def _encode(
-        self, program: Program, inputs: Mapping[str, Any], lm: Any, session: str | None, *, timed: bool
+        self,
+        control: ControlPlane,
+        program: Program,
+        inputs: Mapping[str, Any],
+        lm: Any,
+        session: str | None,
+        *,
+        timed: bool,
     ) -> bytearray:
         if type(inputs) is not dict:
             inputs = _as_inputs(inputs)
-        args = ExecuteArgs(program.program_id, to_plain(inputs), self._call_lm(lm))
+        spec = None if lm is None and control.lm is not None else _call_lm(lm)
+        args = ExecuteArgs(program.program_id, to_plain(inputs, "inputs"), spec)
         return encode_request("execute_program", args, self.options.max_frame_bytes, deadline=timed, session=session)
-
-    def _call_lm(self, lm: Any) -> LMSpec | None:
-        """The LM of one call: its own, else, in a pool without one, the LM that DSPy's settings name here."""
-        if lm is not None:
-            return lm_spec(lm)
-        if self._opened.lm is not None:
-            return None
-        ambient = ambient_lm()
-        return lm_spec(ambient) if ambient is not None else None
 
     def _checkout(
         self,
+        lease_id: int,
         now: float,
         deadline: float,
         program: str | None,
@@ -167,7 +176,6 @@ class PoolFront:
             raise OptionsError(f"on_session_lost must be 'rebind' or 'error'; it is {on_session_lost!r}")
         queue_s = options.queue_timeout_s
         last = deadline if queue_s is None else min(deadline, now + queue_s)
-        lease_id = next(self._driver.ids)
         return c.Checkout(
             lease_id,
             lease_id,
@@ -194,7 +202,9 @@ class PoolFront:
         control = self._opened
         warm = control.programs.resolve(program).program_id if program is not None else None
         deadline = self._deadline(timeout_s, now)
-        checkout = self._checkout(now, deadline, warm, session, affinity, "rebind", priority, require)
+        checkout = self._checkout(
+            next(control.driver.ids), now, deadline, warm, session, affinity, "rebind", priority, require
+        )
         if hold_s is not None:
             if isinstance(hold_s, bool) or not isinstance(hold_s, (int, float)) or not hold_s > 0:
                 raise OptionsError(f"hold_s must be a number of seconds over 0, or None; it is {hold_s!r}")
@@ -269,6 +279,13 @@ class PoolFront:
 
     def _workers(self) -> list[WorkerInfo]:
         return self._seen().workers()
+
+
+def _call_lm(lm: Any) -> LMSpec | None:
+    """The LM of one call: its own, else, where the pool has none, the LM that DSPy's settings name here."""
+    if lm is None:
+        lm = ambient_lm()
+    return None if lm is None else lm_spec(lm)
 
 
 def _labels(require: str | Iterable[str]) -> frozenset[str]:

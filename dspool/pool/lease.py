@@ -142,21 +142,28 @@ def give_back(
         driver.close_pipe(pipe)
 
 
+def at_once(driver: Driver, checkout: c.Checkout) -> tuple[LeaseRecord, SlotPipe] | None:
+    """acquire() where there is nothing to wait for: no queue, no hook, a sound pipe. None: go on with acquire()."""
+    if checkout.lease_id not in driver.core.leases:
+        driver.step(checkout)
+    lease = driver.lease(checkout.lease_id)
+    pipe = driver.pipe(lease) if lease.state is LeaseState.GRANTED else None
+    return (lease, pipe) if pipe is not None and pipe.look() is None else None
+
+
 def exchange(
     driver: Driver, pipe: SlotPipe, program: Program, frame: bytearray, request_id: int, deadline: float
 ) -> Steps[Response]:
     """Send the request and read its answer; where the worker hasn't the program, ship it and ask again."""
     response = yield from _round_trip(pipe, frame, request_id, deadline)
-    info = response.error_info
-    if info is None or info.code != "program_missing":
-        return response
-    create = encode_request(
-        "create_program", CreateArgs(program.program_id, program.spec), driver.options.max_frame_bytes
-    )
-    created = yield from _round_trip(pipe, create, next(driver.ids), deadline, timed=False)
-    if not created.success:
-        return created
-    return (yield from _round_trip(pipe, frame, request_id, deadline))
+    if response.error_info is not None and response.error_info.code == "program_missing":
+        args = CreateArgs(program.program_id, program.spec)
+        create = encode_request("create_program", args, driver.options.max_frame_bytes)
+        created = yield from _round_trip(pipe, create, next(driver.ids), deadline, timed=False)
+        if not created.success:
+            return created
+        response = yield from _round_trip(pipe, frame, request_id, deadline)
+    return response
 
 
 def _round_trip(
@@ -208,7 +215,7 @@ def _attempt(
     pipe: SlotPipe | None = None
     try:
         while True:
-            lease, pipe = yield from acquire(driver, checkout)
+            lease, pipe = at_once(driver, checkout) or (yield from acquire(driver, checkout))
             worker_id = lease.worker_id
             assert worker_id is not None
             written = True

@@ -62,9 +62,10 @@ class _HeldSlot:
 
     def _steps(self, program: Any, inputs: Mapping[str, Any], timeout_s: Timeout, lm: Any) -> Steps[Response]:
         front = self._front
-        resolved: Program = front._opened.programs.resolve(program)
+        control = front._opened
+        resolved: Program = control.programs.resolve(program)
         deadline = front._deadline(timeout_s, time.monotonic())
-        frame = front._encode(resolved, inputs, lm, self._record.session, timed=deadline != c.INFINITY)
+        frame = front._encode(control, resolved, inputs, lm, self._record.session, timed=deadline != c.INFINITY)
         if self._over or self._record.state is LeaseState.CLOSED:
             raise path.lease_over(self._driver, self._record)
         return self._guarded(resolved, frame, deadline)

@@ -18,7 +18,6 @@ import anyio
 import msgspec
 
 from dspool.errors import OptionsError
-from dspool.pool import lease as path
 from dspool.pool.interrupts import guarded
 from dspool.pool.progress import Progress
 from dspool.pool.waits import ThreadWaits, drive_async
@@ -258,9 +257,7 @@ class _Background:
 
             async def run_row(row: Any) -> Any:
                 call = self._pool._prepare_row(self._program, row, self._as_run)
-                steps = path.call(
-                    waits.driver, call.checkout, call.program, call.frame, call.deadline, idempotent=call.idempotent
-                )
+                steps = call.steps()
                 response, worker_id = await drive_async(steps, waits.wait)
                 return self._pool._finish(call.program, response, worker_id)
 

@@ -31,9 +31,9 @@ from typing import Any, Literal
 
 import anyio
 import anyio.abc
-import structlog
 
 from dspool.errors import DspoolError, ProtocolError, WorkerStartError
+from dspool.logs import get_logger
 from dspool.options import PoolOptions, WorkerGroup
 from dspool.protocol.limits import DUMP_SIGNAL
 from dspool.protocol.messages import BootConfig
@@ -59,8 +59,6 @@ CONTROL_END_WAIT_S = 0.1
 """How long a worker may live after its control pipe ended."""
 STOP_EOF_SHARE, STOP_TERM_SHARE = 0.6, 0.8
 """Shares of the time until a stop's deadline after which the worker gets EOF, and SIGTERM."""
-
-_log = structlog.get_logger("dspool.supervisor")
 
 
 class Phase(enum.Enum):
@@ -119,7 +117,7 @@ class WorkerProcess:
         self._probing = False
         self._unwell = self._reported = False
         self._dump_asked_at: int | None = None
-        self._log = _log.bind(pool=options.name, worker_id=worker_id)
+        self._log = get_logger("dspool.supervisor", pool=options.name, worker_id=worker_id)
 
     @property
     def rss_bytes(self) -> int | None:

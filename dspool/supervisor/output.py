@@ -16,8 +16,9 @@ from collections import deque
 from collections.abc import Mapping
 
 import anyio
-import structlog
 from anyio.lowlevel import checkpoint
+
+from dspool.logs import get_logger
 
 TAIL_BYTES = 8 * 1024
 LINE_BYTES = 4 * 1024
@@ -30,8 +31,6 @@ _FLOOD_PAUSE_S = 0.002
 _REST_READS = 4
 _REST_LINES = 100
 
-_log = structlog.get_logger("dspool.worker")
-
 
 class WorkerOutput:
     """Drains the output pipes of one worker.
@@ -43,7 +42,7 @@ class WorkerOutput:
 
     def __init__(self, fds: Mapping[str, int], fields: Mapping[str, object]) -> None:
         self._fds = dict(fds)
-        self._fields = dict(fields)
+        self._log = get_logger("dspool.worker", **fields)
         self._tail = bytearray()
         self._partial = dict.fromkeys(fds, b"")
         self._waiting: deque[tuple[str, bytes]] = deque()
@@ -135,7 +134,7 @@ class WorkerOutput:
         # A log that can't be written (its pipe is closed, a processor fails) must not cost a healthy worker its life,
         # and there is no other place to say so.
         try:
-            _log.info(text, **self._fields, **more)
+            self._log.info(text, **more)
         except Exception:
             self._suppressed += 1
 

@@ -17,8 +17,8 @@ from collections.abc import Callable
 
 import anyio
 import anyio.abc
-import structlog
 
+from dspool.logs import get_logger
 from dspool.options import PoolOptions, WorkerGroup
 from dspool.protocol.messages import BootConfig
 from dspool.supervisor.faults import log_fault
@@ -30,8 +30,6 @@ from dspool.supervisor.memory import OomCounter
 from dspool.types import ExitReason, ExitReport
 
 __all__ = ["Listener", "Supervisor", "WorkerProcess"]
-
-_log = structlog.get_logger("dspool.supervisor")
 
 CLOSE_WAIT_S = 5.0
 """How long a cancelled run() waits for killed workers to be dead. A kill takes milliseconds."""
@@ -157,7 +155,8 @@ class Supervisor:
             try:
                 await sample_rss(self._workers.values, self._listener.rss_sampled, self._rss_interval_s)
             except Exception as error:
-                log_fault(_log, "sampling the workers' memory failed", error)
+                log = get_logger("dspool.supervisor", pool=self._options.name)
+                log_fault(log, "sampling the workers' memory failed", error)
 
     async def _end_workers(self) -> None:
         deadline = time.monotonic() + CLOSE_WAIT_S if self._deadline is None else self._deadline

@@ -167,13 +167,25 @@ def _open_fds() -> dict[int, str]:
 
 def _descendants() -> list[psutil.Process]:
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in psutil.Process().children(recursive=True) if _has_children() else ():
         try:
             if process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.Error:
             continue
     return found
+
+
+def _has_children() -> bool:
+    """Whether this process has children at all: psutil looks at every process of the system to find them."""
+    try:
+        for thread in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{thread}/children", "rb") as file:
+                if file.read():
+                    return True
+    except OSError:
+        return True  # the system doesn't say, or a thread ended just now
+    return False
 
 
 def _describe_process(process: psutil.Process) -> str:

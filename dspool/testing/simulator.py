@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dspool.pool.core.states import LEASE_MOVES, POOL_MOVES, SLOT_MOVES, WORKER_MOVES
-from dspool.testing.simworld import FAULTS, Move, SimulationFailure, SimWorld
+from dspool.testing.simulation import FAULTS, Move, SimulationFailure, SimWorld
 
 DEFAULT_STEPS = 300
 _TABLES: tuple[Any, ...] = (WORKER_MOVES, SLOT_MOVES, LEASE_MOVES, POOL_MOVES)

@@ -56,7 +56,8 @@ class Dispatch(Upkeep):
             command.cancellable,
         )
         self.leases[lease.lease_id] = lease
-        if self._refused_at_once(lease, command.retry):
+        plain = self.state is PoolState.OPEN and not lease.require and not self.quarantine.records
+        if (not plain or lease.deadline < self._now) and self._refused_at_once(lease, command.retry):
             return
         if self.quarantine.records:
             lease.trial = self.quarantine.admit(lease.program, lease.call_id)
@@ -84,6 +85,10 @@ class Dispatch(Upkeep):
     def _find(self, lease: Lease) -> Worker | None:
         """An idle worker for `lease`. It may be refused instead."""
         name = lease.session
+        if name is None and self._only_group is not None and not self.paused and not lease.skipped:
+            worker = self._only_group.idle.last_used(lease.program)
+            if worker is not None:
+                return worker
         if name is not None and lease.session_lost_is_error and self.sessions.table[name].lost:
             self._tell_loss(lease, name)
             return None
@@ -173,7 +178,7 @@ class Dispatch(Upkeep):
 
     def _lend(self, worker: Worker) -> None:
         """Its idle slots to the earliest waiters that may use them."""
-        while worker.free and not self.paused:
+        while worker.free and self.queue.count and not self.paused:
             lease = self.queue.first_for(worker)
             if lease is None:
                 break

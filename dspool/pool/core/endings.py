@@ -141,8 +141,12 @@ class Endings(Dispatch):
         if worker is None or worker.state is not READY:
             return
         programs = worker.programs
-        programs.pop(program, None)
+        if program in programs:
+            if next(reversed(programs)) != program:
+                programs[program] = programs.pop(program)
+            return
         programs[program] = None
+        worker.group.idle.holds(worker, program)
         if len(programs) > self.options.max_programs:
             oldest = next(iter(programs))
             del programs[oldest]

@@ -62,6 +62,7 @@ class Fleet(ABC):
             )
             for number, group in enumerate(options.groups)
         }
+        self._only_group = next(iter(self.groups.values())) if len(self.groups) == 1 else None
         self.sessions = Sessions(options.session_ttl_s, options.max_sessions)
         self.quarantine = Quarantine(after=options.quarantine_after, time_s=options.quarantine_s)
         self.timers = Timers()

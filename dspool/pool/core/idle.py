@@ -1,24 +1,25 @@
-"""Which workers of a group have an idle slot, found without walking over the others.
+"""Which workers of a group have an idle slot, and which hold a program warm.
 
 Rules:
     1. A worker stands here exactly while it is ready and has an idle slot: at the level of its busy slots, the most
        recently used last. Overflow workers stand apart, because sessions take them last.
-    2. For each program there is the same list with only the workers that hold it warm. A worker that leaves its level
-       stays in those lists and is dropped when somebody comes across it there: a worker enters far fewer lists than
-       there are workers, and leaves each at most once for every time it entered.
+    2. Who holds a program is kept apart from who is idle: it changes when a program is loaded or forgotten, not with
+       each call.
 
-So a pick costs the same with 4 workers and with 400; with `skipped`, one step more for each worker in it.
+A pick looks at the most recently used worker first. Where that one holds the program, which is the rule once a pool is
+warm, it is all that is looked at; else the shorter of two lists is walked, the idle ones or the holders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 from dspool.pool.core.records import Worker
 
 Rank = tuple[bool, int, bool, int]
 """What is taken first: not overflow (for a session), few busy slots, program warm, used last."""
 _Level = dict[int, Worker]
+_NOBODY: Mapping[int, Worker] = {}
 
 
 class IdleWorkers:
@@ -29,91 +30,95 @@ class IdleWorkers:
     """
 
     def __init__(self, slots: int) -> None:
-        self._tiers = (_Tier(slots), _Tier(slots))
+        self._ordinary: list[_Level] = [{} for _ in range(slots)]
+        self._overflow: list[_Level] = [{} for _ in range(slots)]
+        self._overflowing = 0
+        self._holders: dict[str, dict[int, Worker]] = {}
         self._turns = 0
 
     def enter(self, worker: Worker) -> None:
         """It has an idle slot: from now on the most recently used of its level."""
-        tier = self._tiers[worker.overflow]
-        level, worker_id = worker.busy, worker.worker_id
-        workers = tier.levels[level]
-        workers.pop(worker_id, None)
-        workers[worker_id] = worker
+        levels = self._ordinary
+        if worker.overflow:
+            levels = self._overflow
+            self._overflowing += worker.worker_id not in levels[worker.busy]
+        workers = levels[len(worker.slots) - len(worker.free)]
+        workers.pop(worker.worker_id, None)
+        workers[worker.worker_id] = worker
         self._turns += 1
         worker.turn = self._turns
-        for program in worker.programs:
-            levels = tier.warm.get(program)
-            if levels is None:
-                levels = tier.warm[program] = [{} for _ in tier.levels]
-            holders = levels[level]
-            holders.pop(worker_id, None)
-            holders[worker_id] = worker
 
     def leave(self, worker: Worker) -> None:
         """Its number of busy slots is about to change, or it is lent no more."""
-        if worker.free:
-            self._tiers[worker.overflow].levels[worker.busy].pop(worker.worker_id, None)
+        if not worker.free:
+            return
+        levels = self._overflow if worker.overflow else self._ordinary
+        gone = levels[len(worker.slots) - len(worker.free)].pop(worker.worker_id, None)
+        if worker.overflow and gone is not None:
+            self._overflowing -= 1
+
+    def holds(self, worker: Worker, program: str) -> None:
+        """The worker holds this program warm from now on."""
+        self._holders.setdefault(program, {})[worker.worker_id] = worker
 
     def forget(self, worker: Worker, program: str) -> None:
         """The worker doesn't hold this program any more."""
-        for tier in self._tiers:
-            levels = tier.warm.get(program)
-            if levels is None:
-                continue
-            for holders in levels:
-                holders.pop(worker.worker_id, None)
-            if not any(levels):
-                del tier.warm[program]
+        holders = self._holders.get(program)
+        if holders is not None and holders.pop(worker.worker_id, None) is not None and not holders:
+            del self._holders[program]
+
+    def last_used(self, program: str | None) -> Worker | None:
+        """The plain case of pick(): nobody is skipped, nobody is overflow, the worker used last holds the program."""
+        if self._overflowing:
+            return None
+        for workers in self._ordinary:
+            if workers:
+                worker = workers[next(reversed(workers))]
+                return worker if program in worker.programs or program not in self._holders else None
+        return None
 
     def pick(self, program: str | None, skipped: Container[int], session: bool) -> tuple[Rank, Worker] | None:
         """The best worker outside `skipped`: least busy, then warm, then most recently used."""
+        holders = self._holders.get(program, _NOBODY) if program is not None else _NOBODY
         best: tuple[Rank, Worker] | None = None
-        for overflow, tier in enumerate(self._tiers):
-            found = tier.pick(program, skipped)
-            if found is not None:
-                level, cold, worker = found
-                rank = (bool(overflow) and session, level, cold, -worker.turn)
-                if best is None or rank < best[0]:
-                    best = rank, worker
+        for overflow, levels in ((False, self._ordinary), (True, self._overflow)):
+            for level, workers in enumerate(levels):
+                worker = _best(workers, holders, skipped) if workers else None
+                if worker is not None:
+                    rank = (overflow and session, level, worker.worker_id not in holders, -worker.turn)
+                    if best is None or rank < best[0]:
+                        best = rank, worker
+                    break
         return best
 
     def levels_of(self, worker_id: int) -> list[int]:
         """Where a worker stands; for the invariants."""
-        return [busy for tier in self._tiers for busy, workers in enumerate(tier.levels) if worker_id in workers]
+        both = (self._ordinary, self._overflow)
+        return [busy for levels in both for busy, workers in enumerate(levels) if worker_id in workers]
+
+    def is_holder(self, worker_id: int, program: str) -> bool:
+        """Whether the worker is known to hold the program; for the invariants."""
+        return worker_id in self._holders.get(program, _NOBODY)
 
 
-class _Tier:
-    """Ordinary workers, or overflow workers."""
-
-    __slots__ = ("levels", "warm")
-
-    def __init__(self, slots: int) -> None:
-        self.levels: list[_Level] = [{} for _ in range(slots)]
-        self.warm: dict[str, list[_Level]] = {}
-
-    def pick(self, program: str | None, skipped: Container[int]) -> tuple[int, bool, Worker] | None:
-        """(busy slots, whether it lacks the program, worker) of the best one."""
-        warm = self.warm.get(program) if program is not None else None
-        for level, workers in enumerate(self.levels):
-            if not workers:
-                continue
-            if warm is not None and (holder := _holder(warm[level], workers, skipped)) is not None:
-                return level, False, holder
-            for worker_id in reversed(workers):
-                if worker_id not in skipped:
-                    return level, True, workers[worker_id]
-        return None
+def _best(workers: _Level, holders: Mapping[int, Worker], skipped: Container[int]) -> Worker | None:
+    """Of equally busy workers the holder used last, else the one used last."""
+    if len(holders) < len(workers):
+        idle_holders = [holders[each] for each in holders if each in workers and each not in skipped]
+        if idle_holders:
+            return max(idle_holders, key=_turn)
+    spare: Worker | None = None
+    for worker_id in reversed(workers):
+        if worker_id in skipped:
+            continue
+        if not holders or worker_id in holders:
+            return workers[worker_id]
+        if spare is None:
+            spare = workers[worker_id]
+            if len(holders) < len(workers):
+                break  # no holder is idle
+    return spare
 
 
-def _holder(holders: _Level, idle: _Level, skipped: Container[int]) -> Worker | None:
-    stale: list[int] = []
-    found: Worker | None = None
-    for worker_id in reversed(holders):
-        if worker_id not in idle:
-            stale.append(worker_id)
-        elif worker_id not in skipped:
-            found = holders[worker_id]
-            break
-    for worker_id in stale:
-        del holders[worker_id]
-    return found
+def _turn(worker: Worker) -> int:
+    return worker.turn

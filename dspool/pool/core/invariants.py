@@ -63,6 +63,10 @@ def _check_worker(core: PoolCore, worker: Worker) -> None:
     expected = [len(worker.slots) - sum(idle)] if ready and any(idle) else []
     levels = worker.group.idle.levels_of(worker.worker_id)
     assert levels == expected, f"{_said(worker)}: stands at levels {levels}, not {expected} (law 6)"
+    for program in worker.programs:
+        assert worker.group.idle.is_holder(worker.worker_id, program), (
+            f"{_said(worker)}: nobody knows it holds {program}"
+        )
     if not ready:
         assert not worker.sessions, f"{_said(worker)} has pinned sessions (law 6)"
         assert not worker.programs, f"{_said(worker)} holds programs for nobody"

@@ -13,6 +13,7 @@ from dspool.pool.core.states import (
     LEASE_MOVES,
     SLOT_MOVES,
     WORKER_MOVES,
+    IllegalMove,
     LeaseState,
     SlotState,
     WorkerState,
@@ -37,7 +38,9 @@ class Slot(msgspec.Struct):
 
     def to(self, state: SlotState) -> None:
         """Move, if the table allows it."""
-        self.state = moved(SLOT_MOVES, self.state, state)
+        if state not in SLOT_MOVES[self.state]:
+            raise IllegalMove(f"slot: {self.state} -> {state}")
+        self.state = state
 
 
 class Lease(msgspec.Struct):
@@ -81,7 +84,9 @@ class Lease(msgspec.Struct):
 
     def to(self, state: LeaseState) -> None:
         """Move, if the table allows it."""
-        self.state = moved(LEASE_MOVES, self.state, state)
+        if state not in LEASE_MOVES[self.state]:
+            raise IllegalMove(f"lease: {self.state} -> {state}")
+        self.state = state
 
 
 class Group(msgspec.Struct):

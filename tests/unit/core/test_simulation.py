@@ -15,8 +15,8 @@ from dspool.pool.core.fleet import Fleet
 from dspool.pool.core.records import Group, Lease, Worker
 from dspool.pool.core.upkeep import Upkeep
 from dspool.testing import simulator
+from dspool.testing.simulation import SimulationFailure, SimWorld
 from dspool.testing.simulator import ALL_MOVES, Tally, simulate
-from dspool.testing.simworld import SimulationFailure, SimWorld
 
 pytestmark = pytest.mark.unit
 

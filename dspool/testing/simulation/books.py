@@ -1,0 +1,208 @@
+"""The simulator's own books: who holds which slot, what sessions were told, and which moves were seen.
+
+    books.step(command, effects)     after each step: raises where they contradict what the core did
+    moves.step(core, effects)        after each step: which moves of the state tables were seen
+
+Rules:
+    1. The books are kept from what was said to the core and what it ordered. Of its tables they read only what a
+       caller may: the lease it was granted or refused; and which sessions it still knows.
+    2. A slot never has two callers; one with an unanswered call belongs to the lease that left it there.
+    3. Whoever runs elsewhere after its session left state in a worker is told, and told once.
+    4. They change nothing in the world and draw no chance.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from dspool.pool.core import commands as c
+from dspool.pool.core.machine import PoolCore
+from dspool.pool.core.states import LeaseState, PoolState, SlotState, WorkerState
+from dspool.types import KEEP
+
+Move = tuple[enum.StrEnum, enum.StrEnum]
+_HELD = (LeaseState.CHECKING, LeaseState.GRANTED)
+_BIRTH: dict[type, Any] = {
+    WorkerState: WorkerState.STARTING,
+    SlotState: SlotState.IDLE,
+    LeaseState: LeaseState.QUEUED,
+    PoolState: PoolState.OPEN,
+}
+_DEATH: dict[type, Any] = {
+    WorkerState: WorkerState.GONE,
+    SlotState: SlotState.CLOSED,
+    LeaseState: LeaseState.CLOSED,
+    PoolState: PoolState.CLOSED,
+}
+_STOPPED: set[Move] = {
+    (WorkerState.READY, WorkerState.DRAINING),
+    (WorkerState.DRAINING, WorkerState.STOPPING),
+}
+"""A worker that had nothing to drain goes through both in one step."""
+
+
+class SessionBook:
+    """What the simulator knows of a session.
+
+    Attributes:
+        place: the worker of its last grant.
+        used: a call was answered there since.
+        fresh: calls that left state anywhere since somebody was told of a loss.
+        owed: what a lease was told for, should it never have looked.
+    """
+
+    __slots__ = ("fresh", "owed", "place", "used")
+
+    def __init__(self) -> None:
+        self.place: int | None = None
+        self.used = False
+        self.fresh = 0
+        self.owed: dict[int, int] = {}
+
+
+class Books:
+    """Slots and sessions, as the world saw them.
+
+    Args:
+        core: whose leases are read.
+    """
+
+    def __init__(self, core: PoolCore) -> None:
+        self._core = core
+        self.holders: dict[tuple[int, int], int] = {}
+        """(worker_id, slot) -> the lease that holds it; minus the lease whose call was left in it."""
+        self.sessions: dict[str, SessionBook] = {}
+        self.ran_in: dict[int, tuple[str | None, int]] = {}
+        """lease_id -> its session and worker."""
+
+    def step(self, command: c.Command, effects: list[c.Effect]) -> None:
+        """Raise AssertionError where the core did what these books don't allow."""
+        self._book(command, effects)
+        self._book_sessions(command, effects)
+
+    def _book(self, command: c.Command, effects: list[c.Effect]) -> None:
+        """Who holds which slot, from what was said and ordered alone; minus the lease whose call was left in it."""
+        holders = self.holders
+        over: set[int] = set()
+        left: dict[int, tuple[int, int]] = {}
+        if isinstance(command, (c.Checkin, c.Cancel)):
+            over.add(command.lease_id)
+        elif isinstance(command, c.CheckoutVerdict):
+            if command.verdict != KEEP:
+                over.add(command.lease_id)
+        elif isinstance(command, c.SlotSettled):
+            key = command.worker_id, command.slot
+            if holders.get(key) == -command.lease_id:
+                del holders[key]
+        for effect in effects:
+            if isinstance(effect, c.Report) and effect.event == "lease.expired":
+                over.add(effect.fields["lease_id"])
+            elif isinstance(effect, (c.Abandon, c.CancelCall)):
+                left[effect.lease_id] = effect.worker_id, effect.slot
+        if over:
+            self._let_go(over, left)
+        for effect in effects:
+            if isinstance(effect, c.Grant):
+                self._let_go({effect.lease_id}, {})
+                lease = self._core.leases[effect.lease_id]
+                assert lease.worker_id is not None
+                key = lease.worker_id, lease.slot
+                assert key not in holders, f"slot {key} has two callers: leases {holders[key]} and {lease.lease_id}"
+                holders[key] = lease.lease_id
+
+    def _let_go(self, over: set[int], left: dict[int, tuple[int, int]]) -> None:
+        for key, lease_id in list(self.holders.items()):
+            if lease_id in over:
+                del self.holders[key]
+                if left.get(lease_id) == key:
+                    self.holders[key] = -lease_id
+
+    def _book_sessions(self, command: c.Command, effects: list[c.Effect]) -> None:
+        """State that sessions keep in workers: whoever runs elsewhere after it is told, and told once."""
+        if isinstance(command, (c.Checkin, c.RunEnded, c.Cancel, c.CheckoutVerdict)):
+            name, worker_id = self.ran_in.get(command.lease_id, (None, 0))
+            if name is not None:
+                self._session_ran(command, name, worker_id)
+        for effect in effects:
+            if isinstance(effect, c.Report) and effect.event == "lease.expired":
+                name, worker_id = self.ran_in.get(effect.fields["lease_id"], (None, 0))
+                if name is not None:
+                    self._session_ran(c.Cancel(effect.fields["lease_id"], True), name, worker_id)
+            if not isinstance(effect, (c.Grant, c.Reject)):
+                continue
+            lease = self._core.leases[effect.lease_id]
+            if lease.session is None:
+                continue
+            state = self.sessions.setdefault(lease.session, SessionBook())
+            told = lease.session_restarted
+            if lease.refusal is not None:
+                told = lease.refusal.code == "SessionLost"
+                state.place = None if told else state.place
+            else:
+                moved = state.place not in (None, lease.worker_id)
+                assert told or not (moved and state.used), f"lease {lease.lease_id} isn't told that its session moved"
+                assert lease.worker_id is not None
+                self.ran_in[lease.lease_id] = lease.session, lease.worker_id
+                state.used = state.used and not moved
+                state.place = lease.worker_id
+            if told:
+                assert state.fresh, (
+                    f"lease {lease.lease_id} is told of a loss, and there was none, or it was told before"
+                )
+                state.owed[lease.lease_id], state.fresh = state.fresh, 0
+                state.used = False
+        for name in [name for name in self.sessions if name not in self._core.sessions.table]:
+            del self.sessions[name]
+
+    def _session_ran(
+        self, command: c.Checkin | c.RunEnded | c.Cancel | c.CheckoutVerdict, name: str, worker_id: int
+    ) -> None:
+        lease = self._core.leases.get(command.lease_id)
+        kept = lease is not None and lease.state in _HELD and lease.worker_id == worker_id
+        if not kept:
+            del self.ran_in[command.lease_id]
+        state = self.sessions.get(name)
+        if state is None:
+            return
+        if isinstance(command, (c.Checkin, c.RunEnded)):
+            if command.outcome in ("ok", "failed"):
+                state.fresh += 1
+                state.used = state.used or state.place == worker_id
+        elif isinstance(command, c.Cancel) and command.written:
+            state.fresh += 1
+        elif not kept:  # it never looked at what it was told: another is told instead
+            state.fresh += state.owed.pop(command.lease_id, 0)
+
+
+class MovesSeen:
+    """Which moves of the state tables the steps of one core made.
+
+    Args:
+        moves: where they are put.
+    """
+
+    def __init__(self, moves: set[Move]) -> None:
+        self._moves = moves
+        self._before: dict[Any, Any] = {}
+
+    def step(self, core: PoolCore, effects: list[c.Effect]) -> None:
+        """Which moves of the state tables were seen. Of two at once only the sum is, and that is not a legal move."""
+        now: dict[Any, Any] = {0: core.state}
+        for worker_id, worker in core.workers.items():
+            now[worker_id, -1] = worker.state
+            for index, slot in enumerate(worker.slots):
+                now[worker_id, index] = slot.state
+        for lease_id, lease in core.leases.items():
+            now[-lease_id] = lease.state
+        before, self._before = self._before, now
+        if now != before:
+            for key, new in now.items():
+                if before.get(key) is not new:
+                    self._moves.add((before.get(key) or _BIRTH[type(new)], new))
+            for key, old in before.items():
+                if key not in now:
+                    self._moves.add((old, _DEATH[type(old)]))
+        for effect in effects:
+            if type(effect) is c.Stop:
+                self._moves |= _STOPPED
