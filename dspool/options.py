@@ -107,7 +107,7 @@ class WorkerGroup:
     name: str
     workers: int
     labels: frozenset[str] = frozenset()
-    env: Mapping[str, str | None] = field(default_factory=dict)
+    env: Mapping[str, str | None] = field(default_factory=dict, repr=False)  # may hold keys
     preload: tuple[str, ...] = ()
     overflow: int = 0
 
@@ -149,7 +149,6 @@ class PoolOptions:
         env: variables added to the workers' environment; None as a value removes one.
         check: hook(worker, request) -> KEEP | Remove(...) | Skip(...), called in the caller before each call is sent.
         on_event: hook(name, fields), called on a thread of its own for each thing that happens to a worker or the pool.
-        debug_log: file that gets a line for each frame (header and timing, no content); created with mode 0600.
         python: the workers' interpreter (default: this one).
         max_restarts: failed starts within `restart_window_s` that a group may have before its starts are stopped.
         restart_window_s: the window of `max_restarts`, seconds.
@@ -163,7 +162,8 @@ class PoolOptions:
         ping_timeout_s: seconds it has to answer.
         ping_failures: pings in a row it may miss before it is removed.
         grace_s: seconds a worker has to stop by itself, and running calls have at close().
-        cancel_grace_s: seconds a call that can be cancelled has to end before its worker is removed.
+        cancel_grace_s: seconds a call that can be cancelled has to end before its worker is removed. No call can yet:
+            a cancelled one costs its worker, or with slots > 1 its slot until its late answer comes.
         affinity: how strongly a session holds on to its worker: "hint", "strict", "strict_fail_fast".
         affinity_wait_s: seconds a call waits for its session's worker before it takes another ("hint").
         session_ttl_s: seconds from its last use until a session is forgotten.
@@ -188,12 +188,11 @@ class PoolOptions:
     max_frame_bytes: int = 64 * 2**20
     preload: tuple[str, ...] = ()
     warm: tuple[Any, ...] = ()
-    lm: Any = None
+    lm: Any = field(default=None, repr=False)  # may hold a key
     adapter: Any = None
-    env: Mapping[str, str | None] = field(default_factory=dict)
+    env: Mapping[str, str | None] = field(default_factory=dict, repr=False)
     check: CheckHook | None = None
     on_event: EventHook | None = None
-    debug_log: str | os.PathLike[str] | None = None
     python: str | os.PathLike[str] | None = None
     max_restarts: int = 3
     restart_window_s: float = 60.0
@@ -243,7 +242,8 @@ class PoolOptions:
         if isinstance(self.workers, (list, tuple)):
             object.__setattr__(self, "workers", tuple(self.workers))
             if not self.workers or not all(isinstance(group, WorkerGroup) for group in self.workers):
-                raise OptionsError(f"workers must be a number or a sequence of WorkerGroup, not {self.workers!r}")
+                kinds = [type(group).__name__ for group in self.workers]
+                raise OptionsError(f"workers must be a number or a sequence of WorkerGroup, not one of {kinds}")
             if len({group.name for group in self.groups}) < len(self.groups):
                 raise OptionsError(f"workers: two groups have the same name: {[group.name for group in self.groups]}")
             if self.overflow:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 import warnings
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sized
@@ -16,8 +17,9 @@ from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
-from dspool.errors import PoolError, QueueTimeout
+from dspool.errors import PoolError
 from dspool.options import PoolOptions
 from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
@@ -26,7 +28,7 @@ from dspool.pool.driver import Driver
 from dspool.pool.front import OnSessionLost, PoolFront, Timeout
 from dspool.pool.lease import Steps
 from dspool.pool.leases import AsyncLease
-from dspool.pool.mapping import AsyncRows, Sorter, check_concurrency
+from dspool.pool.mapping import AsyncRows, Sorter, check_concurrency, check_rows
 from dspool.pool.progress import Progress
 from dspool.pool.waits import AnyioWaits, AsyncioWaits, TrioWaits, drive_async
 from dspool.supervisor.launch import Launcher
@@ -85,11 +87,11 @@ class AsyncPool(PoolFront):
             self._home = asyncio.get_running_loop()
             serving = _serve(control, self._waits, self._nursery)
             self._task = self._home.create_task(serving, name=f"dspool-control-{self.name}")
-        options = self.options
-        wanted = options.min_ready if options.min_ready is not None else 0 if options.lazy else options.size
         try:
-            if wanted:
-                await self._wait_ready(wanted, None, opening=True)
+            while not self._nursery:  # its first step; maps run in its task group
+                await anyio.lowlevel.checkpoint()
+            if self._min_ready:
+                await self._wait_ready(self._min_ready, None, opening=True)
         except BaseException:
             await self.close(0.0)
             raise
@@ -123,14 +125,14 @@ class AsyncPool(PoolFront):
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         control = getattr(self, "_control", None)
-        if control is not None and not control.driver.over.is_set():
+        if control is not None and not control.driver.over.is_set() and control.driver.pid == os.getpid():
             _warn(f"pool {self.name!r} was never closed; its workers are killed", ResourceWarning, source=self)
             control.driver.step(c.Close(time.monotonic()))
             control.wake()
 
     async def wait_ready(self, workers: int | None = None, timeout_s: float | None = None) -> None:
         """As Pool.wait_ready()."""
-        await self._wait_ready(self.options.size if workers is None else workers, timeout_s, opening=False)
+        await self._wait_ready(self._wanted(workers), timeout_s, opening=False)
 
     async def _wait_ready(self, wanted: int, timeout_s: float | None, *, opening: bool) -> None:
         driver = self._driver
@@ -138,11 +140,7 @@ class AsyncPool(PoolFront):
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while not driver.ready(wanted, opening=opening):
             if not await self._waits.changed(deadline) and not driver.ready(wanted, opening=opening):
-                ready = sum(group.ready for group in driver.core.groups.values())
-                raise QueueTimeout(
-                    f"pool {self.name!r} has {ready} of {wanted} workers ready after {timeout_s:g} s; "
-                    "see stats() and the log for what the others do"
-                )
+                raise self._not_ready(wanted, timeout_s)
 
     async def drain(self, timeout_s: float | None = None) -> bool:
         """As Pool.drain()."""
@@ -201,7 +199,8 @@ class AsyncPool(PoolFront):
         **as_run: Any,
     ) -> AsyncIterator[Any]:
         """As Pool.map(), as an async iterator; `rows` may be async too. `aclose()` it when leaving early."""
-        width = check_concurrency(concurrency, self.options.size * self.options.slots)
+        check_rows(rows)
+        width = check_concurrency(concurrency, self._target * self.options.slots)
         self._prepare_row(program, {}, as_run)
         bar = Progress(len(rows) if isinstance(rows, Sized) else None, self.name, shown=progress)
         sorter = Sorter(ordered=ordered, return_exceptions=return_exceptions)
@@ -310,6 +309,7 @@ class AsyncPool(PoolFront):
         return await drive_async(steps, self._waits.wait)
 
     def _start_task(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._driver.check_usable()
         self._nursery[0].start_soon(work)
 
 

@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 
 import anyio
 
-from dspool.errors import PoolError, QueueTimeout
+from dspool.errors import PoolError
 from dspool.options import PoolOptions
 from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
 from dspool.pool.driver import Driver
 from dspool.pool.front import OnSessionLost, PoolFront, Timeout
-from dspool.pool.interrupts import MAIN, guard, guarded
+from dspool.pool.interrupts import guard, guarded
 from dspool.pool.lease import HOOK, READ, REPORT, WRITE, Steps, Wait
 from dspool.pool.leases import Lease
 from dspool.pool.mapping import map_rows
@@ -80,11 +80,9 @@ class Pool(PoolFront):
         self._thread = threading.Thread(target=_serve, args=(control,), name=f"dspool-control-{self.name}", daemon=True)
         self._thread.start()
         _open_pools.add(self)
-        options = self.options
-        wanted = options.min_ready if options.min_ready is not None else 0 if options.lazy else options.size
         try:
-            if wanted:
-                self._wait_ready(wanted, None, opening=True)
+            if self._min_ready:
+                self._wait_ready(self._min_ready, None, opening=True)
         except BaseException:
             self.close(0.0)
             raise
@@ -104,7 +102,7 @@ class Pool(PoolFront):
             return
         grace_s = self.options.grace_s if grace_s is None else grace_s
         driver = control.driver
-        held = guard.enter() if threading.get_ident() == MAIN else None
+        held = guard.enter() if threading.get_ident() == guard.main else None
         try:
             driver.step(c.Close(time.monotonic() + grace_s))
             control.wake()
@@ -138,29 +136,25 @@ class Pool(PoolFront):
         """Wait until so many workers are ready.
 
         Args:
-            workers: how many; None: all.
+            workers: how many; None: as many as the pool should have now, after resize() too.
             timeout_s: seconds; None: no limit but the workers' own start_timeout_s.
 
         Raises:
             WorkerStartError: they never will be.
             QueueTimeout: they are not, after so long.
         """
-        self._wait_ready(self.options.size if workers is None else workers, timeout_s, opening=False)
+        self._wait_ready(self._wanted(workers), timeout_s, opening=False)
 
     def _wait_ready(self, wanted: int, timeout_s: float | None, *, opening: bool) -> None:
         driver = self._driver
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        while True:
+        while not driver.ready(wanted, opening=opening):
             changed = threading.Event()
             driver.changed.append(changed.set)
             if driver.ready(wanted, opening=opening):
                 return
             if not changed.wait(None if deadline == math.inf else max(0.0, deadline - time.monotonic())):
-                ready = sum(group.ready for group in driver.core.groups.values())
-                raise QueueTimeout(
-                    f"pool {self.name!r} has {ready} of {wanted} workers ready after {timeout_s:g} s; "
-                    "see stats() and the log for what the others do"
-                )
+                raise self._not_ready(wanted, timeout_s)
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Take nothing new and wait until what was accepted is done. resume() undoes it.
@@ -172,6 +166,7 @@ class Pool(PoolFront):
         driver.step(c.Drain())
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while driver.busy:
+            self._driver.check_sound()
             done = threading.Event()
             driver.when_idle(done.set)
             if driver.busy and not done.wait(None if deadline == math.inf else max(0.0, deadline - time.monotonic())):
@@ -311,7 +306,7 @@ class Pool(PoolFront):
             program, session, affinity, timeout_s, hold_s, priority, require
         )
         lease: Lease | None = None
-        held = guard.enter() if threading.get_ident() == MAIN else None
+        held = guard.enter() if threading.get_ident() == guard.main else None
         try:
             record, pipe = drive(driver, path.checkout(driver, checkout, warm))
             lease = Lease(self, driver, record, pipe)
@@ -402,7 +397,7 @@ class Pool(PoolFront):
 
 def drive(driver: Driver, steps: Steps[T]) -> T:
     """Run steps of the data path on this thread, blocking where they wait."""
-    if threading.get_ident() != MAIN:
+    if threading.get_ident() != guard.main:
         return _drive(driver, steps, main=False)
     if not guard.tried:
         guard.install()

@@ -102,12 +102,14 @@ class ControlPlane:
             self._broke(error)
             raise
         finally:
-            if self.events.pending:  # on a thread: a hook that blocks must not hold the application's loop up
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(self.events.close, _EVENTS_CLOSE_S)
-            driver.ended()
-            self._wake_in.close()
-            self._wake_out.close()
+            try:
+                if self.events.pending:  # on a thread: a hook that blocks must not hold the application's loop up
+                    with anyio.CancelScope(shield=True):
+                        await anyio.to_thread.run_sync(self.events.close, _EVENTS_CLOSE_S)
+            finally:
+                driver.ended()
+                self._wake_in.close()
+                self._wake_out.close()
 
     def _finished(self) -> bool:
         driver = self.driver
@@ -150,11 +152,11 @@ class ControlPlane:
 
     def _broke(self, error: BaseException) -> None:
         """The control plane itself failed, or its loop ends: nothing starts or stops any more."""
+        if self.driver.broken is None and self.driver.core.state is not PoolState.CLOSED:
+            self.driver.broken = error
         if isinstance(error, Exception):
             trace = "".join(traceback.format_exception(error))
             self.events.publish("pool.broken", {"error": repr(error), "traceback": trace})
-        if self.driver.broken is None and self.driver.core.state is not PoolState.CLOSED:
-            self.driver.broken = error
 
     def _boot_config(self, worker_id: int, group: str) -> BootConfig:
         options = self.options

@@ -192,7 +192,13 @@ class Driver:
             PoolBroken: the table can't be trusted any more.
         """
         self.check_sound()
-        return self.core.leases[lease_id]
+        lease = self.core.leases.get(lease_id)
+        if lease is None:
+            raise PoolError(
+                f"pool {self.name!r} was called by a signal handler or a finaliser in the middle of one of its own "
+                "steps, where no call can be made; or the lease ended (hold_s) before its caller looked"
+            )
+        return lease
 
     def check_sound(self) -> None:
         """Raise where the core can't be trusted any more.
@@ -231,7 +237,8 @@ class Driver:
 
     def health(self) -> PoolHealth:
         """Ready workers against the target."""
-        return self._look(lambda: pool_health(self.core))
+        health = self._look(lambda: pool_health(self.core))
+        return health if self.broken is None else msgspec.structs.replace(health, status="unhealthy", ready=0)
 
     def next_deadline(self) -> float:
         """When the core wants a Tick; infinity: not before something else happens."""
@@ -327,27 +334,9 @@ class Driver:
 
     def _let_go(self, worker_id: int) -> None:
         """Close the pipes nobody holds; end the others, for their holders to close."""
-        with self._lock:
-            pipes = self.pipes.pop(worker_id, [])
-            self.processes.pop(worker_id, None)
-            held = {
-                lease.slot
-                for lease in self.core.leases.values()
-                if lease.worker_id == worker_id and lease.state in (LeaseState.CHECKING, LeaseState.GRANTED)
-            }
-            for pipe in pipes:
-                pipe.orphaned = True
-        for index, pipe in enumerate(pipes):
-            if index in held or pipe.settling:
-                pipe.shutdown()
-            else:
-                self.close_pipe(pipe)
-
-    def close_pipe(self, pipe: SlotPipe) -> None:
-        """Close a pipe that nobody holds; an event loop that watches it is told first."""
-        if pipe.reader is not None:
-            pipe.reader.close()  # type: ignore[attr-defined]
-        pipe.close()
+        self.processes.pop(worker_id, None)
+        for pipe in self.pipes.pop(worker_id, []):
+            pipe.orphan()
 
     def worker_unwell(self, worker_id: int, reason: ExitReason, detail: str) -> None:
         """Something is wrong with a worker that lives."""
@@ -379,6 +368,8 @@ class Driver:
             PoolError: the pool is closed or broken.
         """
         self.check_usable()
+        if self.over.is_set():
+            raise PoolClosed(f"pool {self.name!r} has ended; see the log for why, and open a new one")
         if opening and self.failed_starts:
             raise self._start_error(self.failed_starts[0])
         core = self.core

@@ -6,6 +6,7 @@ dropped and counted. An exception in it is logged and nothing more.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Mapping
@@ -37,7 +38,8 @@ class Events:
     def publish(self, event: str, fields: Mapping[str, Any]) -> None:
         """Log the event and queue it for the hook. Never blocks, never raises."""
         level = "error" if event == "pool.broken" else "warning" if event in _WARNINGS else "debug"
-        getattr(self._log, level)(event, **log_fields(fields))
+        with contextlib.suppress(Exception):  # a log that can't be written has no place to say so
+            getattr(self._log, level)(event, **log_fields(fields))
         if self._hook is None:
             return
         if self._thread is None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from dspool.errors import EncodeError, OptionsError, PoolClosed, PoolError
+from dspool.errors import EncodeError, OptionsError, PoolClosed, PoolError, QueueTimeout
 from dspool.options import PoolOptions
 from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
@@ -102,6 +102,36 @@ class PoolFront:
         assert self._control is not None
         return self._control
 
+    # --- readiness ------------------------------------------------------------------------------------------------
+
+    @property
+    def _target(self) -> int:
+        """How many workers the pool should have now."""
+        return sum(group.size for group in self._driver.core.groups.values())
+
+    @property
+    def _min_ready(self) -> int:
+        """How many open() waits for."""
+        options = self.options
+        return options.min_ready if options.min_ready is not None else 0 if options.lazy else options.size
+
+    def _wanted(self, workers: int | None) -> int:
+        target = self._target
+        if workers is None:
+            return target
+        if isinstance(workers, bool) or not isinstance(workers, int) or not 0 <= workers <= target:
+            raise OptionsError(
+                f"workers must be a whole number, 0 to {target} (the pool's size now); it is {workers!r}"
+            )
+        return workers
+
+    def _not_ready(self, wanted: int, timeout_s: float | None) -> QueueTimeout:
+        ready = sum(group.ready for group in self._driver.core.groups.values())
+        return QueueTimeout(
+            f"pool {self.name!r} has {ready} of {wanted} workers ready after {timeout_s:g} s; "
+            "see stats() and the log for what the others do"
+        )
+
     # --- calls ----------------------------------------------------------------------------------------------------
 
     def _prepare(
@@ -174,6 +204,8 @@ class PoolFront:
             raise OptionsError(f"affinity must be one of {', '.join(get_args(Affinity))}; it is {affinity!r}")
         if on_session_lost not in ("rebind", "error"):
             raise OptionsError(f"on_session_lost must be 'rebind' or 'error'; it is {on_session_lost!r}")
+        if priority.__class__ is not int:
+            raise OptionsError(f"priority must be a whole number, the lowest goes first; it is {priority!r}")
         queue_s = options.queue_timeout_s
         last = deadline if queue_s is None else min(deadline, now + queue_s)
         return c.Checkout(

@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -23,15 +24,15 @@ from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
-MAIN = threading.main_thread().ident
 
 
 class _Guard:
     """State of the main thread; touched by it alone."""
 
-    __slots__ = ("depth", "pending", "tried", "waiting")
+    __slots__ = ("depth", "main", "pending", "tried", "waiting")
 
     def __init__(self) -> None:
+        self.main = threading.main_thread().ident
         self.depth = 0
         self.waiting = False
         self.pending = False
@@ -40,7 +41,7 @@ class _Guard:
 
     def install(self) -> None:
         """A pool was opened. Does something only on the main thread, where Python's default handler stands."""
-        if threading.get_ident() != MAIN:
+        if threading.get_ident() != self.main:
             return
         self.tried = True
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -48,7 +49,7 @@ class _Guard:
 
     def uninstall(self) -> None:
         """The last pool was closed."""
-        if threading.get_ident() != MAIN:
+        if threading.get_ident() != self.main:
             return
         self.tried = False
         if signal.getsignal(signal.SIGINT) is _on_sigint:
@@ -74,17 +75,13 @@ class _Guard:
             raise KeyboardInterrupt
 
     def begin_wait(self) -> None:
-        """From here until end_wait() an interrupt is raised at once, one that was held back included."""
+        """From here until `waiting` is False again an interrupt is raised at once, one that was held back included."""
         # In this order: an interrupt between the two lines is raised by the handler, one before by us.
         self.waiting = True
         if self.pending:
             self.pending = False
             self.waiting = False
             raise KeyboardInterrupt
-
-    def end_wait(self) -> None:
-        """Hold interrupts back again."""
-        self.waiting = False
 
 
 guard = _Guard()
@@ -95,7 +92,7 @@ def guarded(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        if (guard.depth and not guard.waiting) or threading.get_ident() != MAIN:
+        if (guard.depth and not guard.waiting) or threading.get_ident() != guard.main:
             return function(*args, **kwargs)
         held = guard.enter()
         try:
@@ -106,9 +103,19 @@ def guarded(function: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+def _in_forked_child() -> None:
+    """The thread that forked is the child's main thread, and it is inside no call."""
+    guard.main = threading.get_ident()
+    guard.depth, guard.waiting, guard.pending = 0, False, False
+
+
 def _on_sigint(signum: int, frame: FrameType | None) -> None:
     if guard.depth and not guard.waiting:
         guard.pending = True
         return
     guard.waiting = False
     raise KeyboardInterrupt
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)

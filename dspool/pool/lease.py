@@ -68,23 +68,37 @@ def acquire(driver: Driver, checkout: c.Checkout) -> Steps[tuple[LeaseRecord, Sl
         if lease.state is LeaseState.CLOSED:  # refused; or past hold_s before we looked, and out of the table
             raise driver.refused(lease) if lease.refusal is not None else lease_over(driver, lease)
         pipe = driver.pipe(lease)
-        trouble = ("its process is gone", True) if pipe is None else pipe.look()
-        if trouble is not None:
-            give_back(driver, lease, pipe, Remove(trouble[0]), died=trouble[1])
+        if pipe is None or not pipe.hold():
+            driver.step(c.CheckoutVerdict(lease_id, Remove("its process is gone"), died=True))
             continue
-        assert pipe is not None
-        if lease.state is LeaseState.CHECKING:
-            verdict = yield from _ask_hook(driver, lease)
-            give_back(driver, lease, pipe, verdict)
-            if time.monotonic() >= checkout.deadline:
-                raise _queue_timeout(driver, lease)
-            if not isinstance(verdict, Keep) or not lease.is_granted:
-                continue
-        return lease, pipe
+        kept = False
+        try:
+            kept = yield from _suits(driver, checkout, lease, pipe)
+        finally:
+            if not kept:
+                pipe.let_go()
+        if kept:
+            return lease, pipe
+
+
+def _suits(driver: Driver, checkout: c.Checkout, lease: LeaseRecord, pipe: SlotPipe) -> Steps[bool]:
+    """Look at the pipe, then ask the hook; tell the core. False: the lease is somewhere else now."""
+    lease_id, worker_id = lease.lease_id, lease.worker_id
+    trouble = pipe.look()
+    if trouble is not None:
+        driver.step(c.CheckoutVerdict(lease_id, Remove(trouble[0]), died=trouble[1]))
+        return False
+    if lease.state is LeaseState.CHECKING:
+        verdict = yield from _ask_hook(driver, lease)
+        if time.monotonic() >= checkout.deadline:
+            raise _queue_timeout(driver, lease)
+        driver.step(c.CheckoutVerdict(lease_id, verdict))
+        return isinstance(verdict, Keep) and lease.is_granted and lease.worker_id == worker_id
+    return True
 
 
 def checkout(driver: Driver, request: c.Checkout, warm: str | None) -> Steps[tuple[LeaseRecord, SlotPipe]]:
-    """Check out a lease that is kept for several runs. `warm`: the program that its worker should hold."""
+    """Check out a lease that is kept for several runs, its pipe held. `warm`: a program that its worker should hold."""
     request.program = warm
     kept = False
     try:
@@ -100,8 +114,13 @@ def checkout(driver: Driver, request: c.Checkout, warm: str | None) -> Steps[tup
 def end(driver: Driver, record: LeaseRecord, pipe: SlotPipe, verdict: Verdict) -> None:
     """Check a kept lease in."""
     driver.step(c.Checkin(record.lease_id, "none", verdict))
-    if pipe.orphaned:
-        driver.close_pipe(pipe)
+    pipe.let_go()
+
+
+def interrupt(driver: Driver, record: LeaseRecord) -> None:
+    """End a kept lease while it runs a call: its slot owes an answer, so the worker goes. The run frees the pipe."""
+    verdict = Remove("its lease was closed in the middle of a call")
+    driver.step(c.Checkin(record.lease_id, "none", verdict, "cancelled"))
 
 
 def _ask_hook(driver: Driver, lease: LeaseRecord) -> Steps[Verdict]:
@@ -131,24 +150,18 @@ def _ask_hook(driver: Driver, lease: LeaseRecord) -> Steps[Verdict]:
     return Remove(f"the check hook returned {verdict!r:.80} instead of KEEP, Remove(...) or Skip(...)")
 
 
-def give_back(
-    driver: Driver, lease: LeaseRecord, pipe: SlotPipe | None, verdict: Verdict, *, died: bool = False
-) -> None:
-    """Tell the core a verdict; close the pipe of a worker that is gone, since we held it."""
-    worker_id = lease.worker_id
-    driver.step(c.CheckoutVerdict(lease.lease_id, verdict, died))
-    kept = isinstance(verdict, Keep) and lease.is_granted and lease.worker_id == worker_id
-    if pipe is not None and pipe.orphaned and not kept:  # KEEP too is too late where the worker has gone meanwhile
-        driver.close_pipe(pipe)
-
-
 def at_once(driver: Driver, checkout: c.Checkout) -> tuple[LeaseRecord, SlotPipe] | None:
     """acquire() where there is nothing to wait for: no queue, no hook, a sound pipe. None: go on with acquire()."""
     if checkout.lease_id not in driver.core.leases:
         driver.step(checkout)
     lease = driver.lease(checkout.lease_id)
     pipe = driver.pipe(lease) if lease.state is LeaseState.GRANTED else None
-    return (lease, pipe) if pipe is not None and pipe.look() is None else None
+    if pipe is None or not pipe.hold():
+        return None
+    if pipe.look() is None:
+        return lease, pipe
+    pipe.let_go()
+    return None
 
 
 def exchange(
@@ -215,6 +228,7 @@ def _attempt(
     pipe: SlotPipe | None = None
     try:
         while True:
+            pipe = None
             lease, pipe = at_once(driver, checkout) or (yield from acquire(driver, checkout))
             worker_id = lease.worker_id
             assert worker_id is not None
@@ -224,7 +238,9 @@ def _attempt(
             except PipeEnded as end:
                 if end.never_ran:
                     written = False
-                    give_back(driver, lease, pipe, Remove("it ended before it had read the call"), died=True)
+                    driver.step(c.CheckoutVerdict(lease_id, Remove("it ended before it had read the call"), died=True))
+                    pipe.let_go()
+                    pipe = None
                     continue
                 closed = True
                 driver.step(c.Checkin(lease_id, "lost"))
@@ -243,8 +259,8 @@ def _attempt(
     finally:
         if not closed:
             driver.step(c.Cancel(lease_id, written))
-        if pipe is not None and pipe.orphaned:
-            driver.close_pipe(pipe)
+        if pipe is not None:
+            pipe.let_go()
 
 
 def run_in(
@@ -282,8 +298,6 @@ def run_in(
     finally:
         if over:
             driver.step(c.Cancel(lease_id, written))
-            if pipe.orphaned:
-                driver.close_pipe(pipe)
 
 
 def settle(driver: Driver, worker_id: int, slot: int, lease_id: int) -> Steps[None]:
@@ -292,7 +306,8 @@ def settle(driver: Driver, worker_id: int, slot: int, lease_id: int) -> Steps[No
     if pipes is None:
         return
     pipe = pipes[slot]
-    pipe.settling = True
+    if not pipe.hold():
+        return
     try:
         while pipe.unsent and not pipe.send_more():
             yield (WRITE, pipe, c.INFINITY)
@@ -307,9 +322,7 @@ def settle(driver: Driver, worker_id: int, slot: int, lease_id: int) -> Steps[No
         driver.step(c.WorkerUnwell(worker_id, "protocol_error", str(error)))
         return
     finally:
-        pipe.settling = False
-        if pipe.orphaned:
-            driver.close_pipe(pipe)
+        pipe.let_go()
     driver.step(c.SlotSettled(worker_id, slot, lease_id))
 
 

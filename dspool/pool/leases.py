@@ -56,11 +56,18 @@ class _HeldSlot:
 
     @guarded
     def _end(self) -> None:
-        if not self._over and self._driver.pid == os.getpid():
-            self._over = True
+        if self._over or self._driver.pid != os.getpid():
+            return
+        self._over = True
+        if self._running.acquire(blocking=False):
             path.end(self._driver, self._record, self._pipe, self._verdict)
+            self._running.release()
+        else:
+            path.interrupt(self._driver, self._record)
 
-    def _steps(self, program: Any, inputs: Mapping[str, Any], timeout_s: Timeout, lm: Any) -> Steps[Response]:
+    def _steps(
+        self, program: Any, inputs: Mapping[str, Any], timeout_s: Timeout, lm: Any
+    ) -> Steps[tuple[Program, Response]]:
         front = self._front
         control = front._opened
         resolved: Program = control.programs.resolve(program)
@@ -70,26 +77,29 @@ class _HeldSlot:
             raise path.lease_over(self._driver, self._record)
         return self._guarded(resolved, frame, deadline)
 
-    def _guarded(self, program: Program, frame: bytearray, deadline: float) -> Steps[Response]:
+    def _guarded(self, program: Program, frame: bytearray, deadline: float) -> Steps[tuple[Program, Response]]:
         if not self._running.acquire(blocking=False):
             raise PoolError(f"lease {self._record.lease_id} runs a call already; a lease runs one at a time")
         try:
-            return (yield from path.run_in(self._driver, self._record, self._pipe, program, frame, deadline))
+            response = yield from path.run_in(self._driver, self._record, self._pipe, program, frame, deadline)
         finally:
-            self._over = self._over or self._record.state is LeaseState.CLOSED
+            if self._record.state is LeaseState.CLOSED:
+                self._over = True
+                self._pipe.let_go()
             self._running.release()
+        return program, response
 
-    def _result(self, program: Any, response: Response) -> Any:
+    def _result(self, done: tuple[Program, Response]) -> Any:
         assert self._record.worker_id is not None
-        resolved = self._front._opened.programs.resolve(program)
-        return self._front._finish(resolved, response, self._record.worker_id)
+        return self._front._finish(*done, self._record.worker_id)
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        if getattr(self, "_over", True) or self._record.state is LeaseState.CLOSED:
+        if getattr(self, "_over", True):
             return
+        ended = self._record.state is LeaseState.CLOSED
         self._verdict = Remove("its lease was dropped without being closed")
         self._end()
-        if self._driver.over.is_set():
+        if ended or self._driver.over.is_set():
             return
         _warn(
             f"lease {self._record.lease_id} of pool {self._driver.name!r} was dropped without being closed; worker "
@@ -113,7 +123,7 @@ class Lease(_HeldSlot):
         """
         from dspool.pool.blocking import drive
 
-        return self._result(program, drive(self._driver, self._steps(program, inputs, timeout_s, lm)))
+        return self._result(drive(self._driver, self._steps(program, inputs, timeout_s, lm)))
 
     def close(self) -> None:
         """Give the slot back. Idempotent."""
@@ -140,7 +150,7 @@ class AsyncLease(_HeldSlot):
             PoolError: the lease is over, or runs another call.
         """
         steps = self._steps(program, inputs, timeout_s, lm)
-        return self._result(program, await self._pool._drive(steps))
+        return self._result(await self._pool._drive(steps))
 
     async def close(self) -> None:
         """Give the slot back. Idempotent."""

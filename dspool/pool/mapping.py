@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from dspool.errors import OptionsError
+from dspool.errors import OptionsError, PoolClosed
 from dspool.pool.interrupts import guarded
 from dspool.pool.progress import Progress
 from dspool.pool.waits import ThreadWaits, drive_async
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dspool.pool.blocking import Pool
 
 RunRow = Callable[[Any], Awaitable[Any]]
+_CLOSE_S = 5.0
+"""How long leaving an async map early waits for its calls to be cancelled."""
 _WINDOW = 4
 """Rows that may be taken and not yet handed out, for each row in flight."""
 
@@ -49,8 +51,9 @@ class RowPump:
     """
 
     def __init__(self, rows: Any, run_row: RunRow, concurrency: int, emit: Callable[[Done], None]) -> None:
-        self._rows = rows.__aiter__() if hasattr(rows, "__aiter__") else iter(rows)
         self._is_async = hasattr(rows, "__aiter__")
+        self._at_hand = isinstance(rows, (list, tuple, range, dict, set))
+        self._rows = rows.__aiter__() if self._is_async else iter(rows)
         self._run_row = run_row
         self._concurrency = concurrency
         self._emit = emit
@@ -58,6 +61,8 @@ class RowPump:
         self._taking = anyio.Lock()
         self._taken = 0
         self._scope = anyio.CancelScope()
+        self._left = False
+        """The caller wants no more."""
         self.over = anyio.Event()
         """run() has ended."""
 
@@ -67,10 +72,14 @@ class RowPump:
 
     def cancel(self) -> None:
         """Stop: cancel what runs, take nothing more. On the pump's loop."""
+        self._left = True
         self._scope.cancel()
 
     async def run(self) -> None:
-        """Run all rows. Raises nothing: what goes wrong is in the last Done."""
+        """Run all rows. What goes wrong is in the last Done.
+
+        Cancellation: from outside, by the end of the pool; the caller is told that rows are missing.
+        """
         end = Done(-1)
         try:
             with self._scope:
@@ -79,9 +88,23 @@ class RowPump:
                         tasks.start_soon(self._work)
         except Exception as error:
             end.error = error
+        except BaseException as error:
+            cancelled = isinstance(error, anyio.get_cancelled_exc_class())
+            end.error = PoolClosed("the pool was closed before the map had run all its rows") if cancelled else error
+            raise
         finally:
+            if self._left:
+                end.error = None
             self.over.set()
             self._emit(end)
+
+    async def _next_row(self) -> Any:
+        """A row, or self where there are no more. An iterator that may take its time does so on a thread."""
+        if self._is_async:
+            return await self._rows.__anext__()
+        if self._at_hand:
+            return next(self._rows, self)
+        return await anyio.to_thread.run_sync(next, self._rows, self, abandon_on_cancel=True)
 
     async def _work(self) -> None:
         while True:
@@ -90,7 +113,7 @@ class RowPump:
                 done = Done(self._taken)
                 self._taken += 1
                 try:
-                    row = await self._rows.__anext__() if self._is_async else next(self._rows, self)
+                    row = await self._next_row()
                 except StopAsyncIteration:
                     row = self
                 except Exception as error:  # the caller's own iterable failed
@@ -136,6 +159,12 @@ class Sorter:
         raise done.error
 
 
+def check_rows(rows: object) -> None:
+    """Rows must be something to iterate over."""
+    if isinstance(rows, (str, bytes, Mapping)) or not (hasattr(rows, "__iter__") or hasattr(rows, "__aiter__")):
+        raise OptionsError(f"rows must be an iterable of mappings, one for each call; got a {type(rows).__name__}")
+
+
 def check_concurrency(concurrency: int | None, slots: int) -> int:
     """How many rows at a time: as asked, else as many as there are slots."""
     if concurrency is None:
@@ -157,8 +186,8 @@ def map_rows(
     as_run: dict[str, Any],
 ) -> Iterator[Any]:
     """See Pool.map. Arguments are checked here, at once; the rest is lazy."""
-    slots = pool.options.size * pool.options.slots
-    width = check_concurrency(concurrency, slots)
+    check_rows(rows)
+    width = check_concurrency(concurrency, pool._target * pool.options.slots)
     pool._prepare_row(program, {}, as_run)  # a program or an option that can't work is told now, not at the first row
     bar = Progress(len(rows) if isinstance(rows, Sized) else None, pool.name, shown=progress)
     sorter = Sorter(ordered=ordered, return_exceptions=return_exceptions)
@@ -304,7 +333,7 @@ class AsyncRows(AsyncIterator[Any]):
             done = await self._receive.receive()
             if done.index < 0:
                 await self.aclose()
-                if done.error is not None and isinstance(done.error, Exception):
+                if done.error is not None:
                     raise done.error
                 break
             self._bar.row_done(failed=done.error is not None)
@@ -317,7 +346,7 @@ class AsyncRows(AsyncIterator[Any]):
             self._over = True
             self._pump.cancel()
             if self._start is None:
-                with anyio.CancelScope(shield=True):
+                with anyio.move_on_after(_CLOSE_S, shield=True):
                     await self._pump.over.wait()
                 self._bar.__exit__(None, None, None)
             self._receive.close()

@@ -1,9 +1,9 @@
 """SlotPipe: the manager's end of one slot's pipe. Never waits: it says when it would have to.
 
 Rules:
-    1. One holder at a time: whoever holds the lease, or the control plane for an abandoned slot.
-    2. Only the holder closes the socket: closing one that another thread polls doesn't wake it, and its number is used
-       again. When the worker exits, the control plane shuts a held socket down, and the holder closes it.
+    1. Whoever reads or writes holds the pipe meanwhile: the lease's caller, or the control plane for an abandoned slot.
+    2. The socket is closed when its worker is gone and nobody holds it, by the last who did: closing one that another
+       thread polls doesn't wake it, and its number is used again. A pipe that is held is shut down instead, which does.
     3. ECONNRESET before any byte of an answer means that the worker ended with our request unread: it never ran.
 """
 
@@ -12,6 +12,8 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import threading
+from typing import Any
 
 from dspool.errors import ProtocolError
 from dspool.protocol.frames import FrameDecoder
@@ -37,22 +39,49 @@ class SlotPipe:
         max_frame_bytes: the cap.
     """
 
-    __slots__ = ("_decoder", "_unsent", "asked", "orphaned", "poller", "reader", "settling", "sock")
+    __slots__ = ("_decoder", "_holders", "_lock", "_orphaned", "_unsent", "asked", "poller", "reader", "sock")
 
     def __init__(self, sock: socket.socket, max_frame_bytes: int) -> None:
         self.sock = sock
-        self.orphaned = False
-        """The worker is gone; the holder closes the socket when it is through."""
         self.asked: int | None = None
         """Id of the request whose answer was not read yet."""
-        self.settling = False
-        """The control plane waits on the socket, and closes it when it is through."""
         self.poller = select.poll()
         self.poller.register(sock, select.POLLIN)
-        self.reader: object = None
+        self.reader: Any = None
         """What an event loop keeps for this socket."""
         self._decoder = FrameDecoder(max_frame_bytes)
         self._unsent = memoryview(b"")
+        self._lock = threading.RLock()  # re-entrant: a finaliser may let go of a lease at any bytecode
+        self._holders = 0
+        self._orphaned = False
+
+    def hold(self) -> bool:
+        """Use the pipe from now on. False: its worker is gone, and so is the pipe."""
+        with self._lock:
+            if self._orphaned:
+                return False
+            self._holders += 1
+            return True
+
+    def let_go(self) -> None:
+        """Undo hold(). The last to let go of a pipe whose worker is gone closes it."""
+        with self._lock:
+            self._holders -= 1
+            last = self._orphaned and self._holders == 0
+        if last:
+            self.close()
+
+    def orphan(self) -> None:
+        """The worker is gone: whoever holds the pipe reads what is there, then EOF; held by nobody it is closed."""
+        with self._lock:
+            if self._orphaned:
+                return
+            self._orphaned = True
+            held = self._holders > 0
+        if held:
+            self.shutdown()
+        else:
+            self.close()
 
     @property
     def unsent(self) -> bool:
@@ -144,5 +173,7 @@ class SlotPipe:
             return  # the peer is gone already
 
     def close(self) -> None:
-        """Close the socket; for its holder alone. Again is nothing."""
+        """Close the socket; an event loop that watches it is told first. Again is nothing."""
+        if self.reader is not None:
+            self.reader.close()
         self.sock.close()

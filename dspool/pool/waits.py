@@ -21,6 +21,7 @@ import anyio.to_thread
 from dspool.pool.driver import Driver
 from dspool.pool.lease import GRANT, HOOK, READ, REPORT, WRITE, Steps, Wait
 from dspool.pool.slot_pipe import SlotPipe
+from dspool.types import KEEP
 
 T = TypeVar("T")
 WaitFor = Callable[[Wait], Awaitable[Any]]
@@ -76,7 +77,9 @@ class AnyioWaits:
         if kind is REPORT:
             return await self.report(what, deadline)
         assert kind is HOOK
-        return await _ask(what)
+        with anyio.move_on_after(_left(deadline)):
+            return await _ask(what)
+        return KEEP  # too late for any verdict: the deadline has passed, and whoever asked looks at that first
 
     async def read(self, pipe: SlotPipe, deadline: float) -> bool:
         """Until the pipe can be read."""

@@ -127,6 +127,7 @@ async def test_queue_timeout_s_bounds_the_queue_alone(world: World) -> None:
         assert await held.get() == "held"
 
 
+@pytest.mark.slow
 async def test_a_call_past_its_deadline_costs_its_worker_which_is_replaced(world: World) -> None:
     gate = world.gate()
     async with world.pool() as pool, beside() as calls:
@@ -158,6 +159,7 @@ async def test_a_timeouts_report_has_the_workers_stacks(world: World) -> None:
         assert "in hang_gil" in caught.value.report.stack_dump
 
 
+@pytest.mark.slow
 async def test_a_late_answer_reaches_nobody(world: World) -> None:
     gate = world.gate()
     async with world.pool() as pool, beside() as calls:

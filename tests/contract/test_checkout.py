@@ -218,6 +218,7 @@ async def test_removing_a_leases_worker_replaces_it_when_the_lease_ends(world: W
         assert await pool.run("pid") != token
 
 
+@pytest.mark.slow
 async def test_a_lease_past_hold_s_is_taken_back_and_its_worker_replaced(world: World) -> None:
     async with world.pool() as pool:
         await pool.run()  # the program is loaded: its time is not the lease's
@@ -231,6 +232,7 @@ async def test_a_lease_past_hold_s_is_taken_back_and_its_worker_replaced(world: 
         assert (await pool.stats()).exits == {"timeout": 1}
 
 
+@pytest.mark.slow
 async def test_a_run_in_a_lease_past_its_timeout_ends_the_lease(world: World) -> None:
     gate = world.gate()
     async with world.pool() as pool, beside() as calls:

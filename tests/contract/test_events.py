@@ -40,6 +40,7 @@ async def test_a_hook_that_raises_harms_nobody(world: World) -> None:
     assert seen[-1] == "pool.closed"
 
 
+@pytest.mark.slow
 async def test_a_hook_that_blocks_delays_neither_calls_nor_close(world: World) -> None:
     go_on = threading.Event()
 

@@ -195,6 +195,7 @@ async def test_a_worker_is_replaced_after_max_requests(world: World) -> None:
 
 
 @pytest.mark.narrow
+@pytest.mark.slow
 async def test_a_worker_is_replaced_after_its_lifetime(world: World) -> None:
     async with world.pool(max_lifetime_s=0.5) as pool:
         assert (await pool.events.wait("worker.ended"))["report"].reason == "recycle_age"
@@ -202,6 +203,7 @@ async def test_a_worker_is_replaced_after_its_lifetime(world: World) -> None:
 
 
 @pytest.mark.narrow
+@pytest.mark.slow
 async def test_a_worker_that_answers_no_ping_is_replaced(world: World) -> None:
     async with world.pool(ping_interval_s=0.02, ping_timeout_s=0.1, ping_failures=2) as pool:
         token = await pool.run("pid")

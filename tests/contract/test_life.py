@@ -138,6 +138,7 @@ async def test_two_pools_of_one_name_do_not_know_each_other(world: World) -> Non
         ("garbage", "length header seems to be missing"),
     ],
 )
+@pytest.mark.slow
 async def test_open_raises_as_soon_as_a_worker_cannot_start(world: World, fault: str, message: str) -> None:
     pool = world.make(workers=2, faults=(None, fault), start_timeout_s=60)
     begun = time.monotonic()

@@ -36,6 +36,7 @@ async def test_calls_spread_over_workers_before_they_share_one(world: World) -> 
         await gather(*both)
 
 
+@pytest.mark.slow
 async def test_a_slot_given_up_at_a_deadline_is_lent_again_when_its_late_answer_came(world: World) -> None:
     gate = world.gate()
     async with world.pool(slots=2, grace_s=20) as pool, beside() as calls:
@@ -56,6 +57,7 @@ async def test_a_slot_given_up_at_a_deadline_is_lent_again_when_its_late_answer_
         assert (await pool.stats()).exits == {}
 
 
+@pytest.mark.slow
 async def test_a_worker_whose_given_up_call_does_not_end_is_replaced_after_its_neighbours_finished(
     world: World,
 ) -> None:
@@ -105,6 +107,7 @@ async def test_a_cancelled_call_spares_its_neighbour(world: World) -> None:
         assert (await pool.stats()).exits == {}
 
 
+@pytest.mark.slow
 async def test_a_timed_out_run_in_a_lease_gives_its_slot_back_when_the_answer_came(world: World) -> None:
     gate = world.gate()
     async with world.pool(slots=2, grace_s=20) as pool, beside() as calls:
@@ -124,6 +127,7 @@ async def test_a_timed_out_run_in_a_lease_gives_its_slot_back_when_the_answer_ca
 
 
 @pytest.mark.narrow
+@pytest.mark.slow
 async def test_a_lease_past_hold_s_costs_its_worker(world: World) -> None:
     gate = world.gate()
     async with world.pool(slots=2) as pool, beside() as calls:

@@ -88,8 +88,15 @@ import os, resource, threading
 import dspool
 
 threading.Timer(10, os._exit, (3,)).start()
-there = len(os.listdir("/proc/self/fd")) - 1
-resource.setrlimit(resource.RLIMIT_NOFILE, (there + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+def is_free(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return True
+    return False
+
+free = [fd for fd in range(200) if is_free(fd)]  # three: enough for the pool's own pair, not for a loop
+resource.setrlimit(resource.RLIMIT_NOFILE, (free[3], resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 try:
     dspool.Pool(workers=1).open()
 except (OSError, dspool.DspoolError):
