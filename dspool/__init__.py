@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dspool.errors import (
-        CallCancelled as CallCancelled,
         CallTimeout as CallTimeout,
         CheckoutSkipped as CheckoutSkipped,
         DspoolError as DspoolError,
@@ -57,7 +56,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "dspool.errors": """
-        CallCancelled CallTimeout CheckoutSkipped DspoolError EncodeError FrameTooLarge InvalidMessage
+        CallTimeout CheckoutSkipped DspoolError EncodeError FrameTooLarge InvalidMessage
         MalformedFrame OptionsError PoolBroken PoolClosed PoolError PoolSaturated ProgramError ProgramExists
         ProgramNotFound ProgramQuarantined ProtocolError QueueTimeout SessionBusy SessionLost WorkerError
         WorkerLost WorkerStartError

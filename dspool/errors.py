@@ -8,7 +8,6 @@
     │   ├── PoolSaturated               the queue is full
     │   ├── PoolBroken                  no worker is left and none can be started
     │   ├── QueueTimeout(TimeoutError)  no worker came free in time; none was touched
-    │   ├── CallCancelled               somebody else cancelled the call
     │   ├── CheckoutSkipped             every worker was skipped, or too many were removed
     │   ├── SessionBusy                 the session's worker is busy (affinity="strict_fail_fast")
     │   ├── SessionLost                 the session's worker is gone (on_session_lost="error")
@@ -82,10 +81,6 @@ class QueueTimeout(PoolError, TimeoutError):
     """No worker came free before the deadline. Nothing was executed and no worker was touched."""
 
     retryable = True
-
-
-class CallCancelled(PoolError):
-    """The call was cancelled by somebody other than its caller: an abandoned `map`, a cancelled future."""
 
 
 class CheckoutSkipped(PoolError):

@@ -22,6 +22,8 @@ StartMethod = Literal["spawn"]
 CheckHook = Callable[[WorkerInfo, CheckoutRequest], Verdict]
 EventHook = Callable[[str, Mapping[str, Any]], None]
 
+MAX_SECONDS = 1e9
+"""The longest time that can be asked for, about 31 years: any longer is None, "no limit"."""
 MAX_WORKERS = 4096
 MAX_SLOTS = 128
 MAX_REMOVALS = 3
@@ -54,7 +56,7 @@ class _Range:
             return self.none
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
-        return self.low <= value <= self.high
+        return self.low <= value <= (self.high if self.whole else min(self.high, MAX_SECONDS))
 
 
 _SECONDS = _Range(0)
@@ -289,6 +291,16 @@ class PoolOptions:
         if not isinstance(options, PoolOptions):
             raise OptionsError(f"options must be a PoolOptions, not {options!r}; pass options by keyword")
         return replace(options, **overrides) if overrides else options
+
+
+def seconds(option: str, value: object, *, none: bool = False) -> float:
+    """A time that a call was given, as a float; infinity for None.
+
+    Raises:
+        OptionsError: it is no number of seconds, or negative.
+    """
+    _in_range(option, value, _Range(0, MAX_SECONDS, none=none))
+    return math.inf if value is None else float(value)  # type: ignore[arg-type]
 
 
 def _in_range(option: str, value: object, legal: _Range) -> None:

@@ -8,7 +8,6 @@ AsyncPool belongs to its loop.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import time
 import warnings
@@ -20,7 +19,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from dspool.errors import PoolError
-from dspool.options import PoolOptions
+from dspool.options import PoolOptions, seconds
 from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
@@ -104,7 +103,7 @@ class AsyncPool(PoolFront):
             if control is not None and not control.driver.over.is_set():
                 self._check_home()
             return
-        grace_s = self.options.grace_s if grace_s is None else grace_s
+        grace_s = self.options.grace_s if grace_s is None else seconds("grace_s", grace_s)
         driver = control.driver
         with anyio.CancelScope(shield=True):
             if not driver.over.is_set():
@@ -137,7 +136,7 @@ class AsyncPool(PoolFront):
     async def _wait_ready(self, wanted: int, timeout_s: float | None, *, opening: bool) -> None:
         driver = self._driver
         assert self._waits is not None
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        deadline = time.monotonic() + seconds("timeout_s", timeout_s, none=True)
         while not driver.ready(wanted, opening=opening):
             if not await self._waits.changed(deadline) and not driver.ready(wanted, opening=opening):
                 raise self._not_ready(wanted, timeout_s)
@@ -145,9 +144,11 @@ class AsyncPool(PoolFront):
     async def drain(self, timeout_s: float | None = None) -> bool:
         """As Pool.drain()."""
         driver = self._driver
+        left_s = seconds("timeout_s", timeout_s, none=True)
         driver.step(c.Drain())
-        with anyio.move_on_after(timeout_s):
+        with anyio.move_on_after(left_s):
             while driver.busy:
+                driver.check_sound()
                 done = anyio.Event()
                 driver.when_idle(done.set)
                 if driver.busy:
@@ -241,6 +242,10 @@ class AsyncPool(PoolFront):
         """As Pool.list_programs()."""
         return self._opened.programs.names()
 
+    async def program_info(self, program_id: str) -> dict[str, Any]:
+        """As Pool.program_info()."""
+        return self._opened.programs.info(program_id)
+
     async def delete_program(self, program_id: str) -> None:
         """As Pool.delete_program()."""
         self._opened.programs.delete(program_id)
@@ -325,9 +330,11 @@ async def _serve(control: ControlPlane, waits: AnyioWaits, nursery: list[anyio.a
 
 
 def _on_trio() -> bool:
-    import sniffio
-
-    return sniffio.current_async_library() == "trio"
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _here() -> Any:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import anyio
 
 from dspool.errors import PoolError
-from dspool.options import PoolOptions
+from dspool.options import PoolOptions, seconds
 from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
@@ -100,7 +100,7 @@ class Pool(PoolFront):
         control = self._control
         if control is None or control.driver.over.is_set() or control.driver.pid != os.getpid():
             return
-        grace_s = self.options.grace_s if grace_s is None else grace_s
+        grace_s = self.options.grace_s if grace_s is None else seconds("grace_s", grace_s)
         driver = control.driver
         held = guard.enter() if threading.get_ident() == guard.main else None
         try:
@@ -147,7 +147,7 @@ class Pool(PoolFront):
 
     def _wait_ready(self, wanted: int, timeout_s: float | None, *, opening: bool) -> None:
         driver = self._driver
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        deadline = time.monotonic() + seconds("timeout_s", timeout_s, none=True)
         while not driver.ready(wanted, opening=opening):
             changed = threading.Event()
             driver.changed.append(changed.set)
@@ -163,8 +163,8 @@ class Pool(PoolFront):
             Whether everything was done within `timeout_s` seconds (None: no limit).
         """
         driver = self._driver
+        deadline = time.monotonic() + seconds("timeout_s", timeout_s, none=True)
         driver.step(c.Drain())
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while driver.busy:
             self._driver.check_sound()
             done = threading.Event()
@@ -340,6 +340,14 @@ class Pool(PoolFront):
         """The registered names."""
         return self._opened.programs.names()
 
+    def program_info(self, program_id: str) -> dict[str, Any]:
+        """What is known of a registered program: program_id, id, kind, label, signature, bytes, created_at.
+
+        Raises:
+            ProgramNotFound: there is none of that name.
+        """
+        return self._opened.programs.info(program_id)
+
     def delete_program(self, program_id: str) -> None:
         """Forget a registered program.
 
@@ -483,8 +491,14 @@ def _wait_grant(driver: Driver, lease_id: int, deadline: float) -> bool:
 
 
 def _serve(control: ControlPlane) -> None:
-    """The control thread."""
-    anyio.run(control.run, lambda steps: drive_async(steps, anyio_wait))
+    """The control thread. Whatever ends it, its callers are told."""
+    try:
+        anyio.run(control.run, lambda steps: drive_async(steps, anyio_wait))
+    except BaseException as error:
+        control.failed(error)
+    finally:
+        if not control.driver.over.is_set():
+            control.driver.ended()
 
 
 @atexit.register

@@ -99,7 +99,7 @@ class ControlPlane:
                 await self.supervisor.aclose(time.monotonic() + self.options.grace_s)
                 tasks.cancel_scope.cancel()
         except BaseException as error:
-            self._broke(error)
+            self.failed(error)
             raise
         finally:
             try:
@@ -150,7 +150,7 @@ class ControlPlane:
         if driver.next_deadline() <= time.monotonic():
             driver.tick()
 
-    def _broke(self, error: BaseException) -> None:
+    def failed(self, error: BaseException) -> None:
         """The control plane itself failed, or its loop ends: nothing starts or stops any more."""
         if self.driver.broken is None and self.driver.core.state is not PoolState.CLOSED:
             self.driver.broken = error

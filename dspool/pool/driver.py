@@ -87,11 +87,7 @@ class Driver:
     # --- the door -------------------------------------------------------------------------------------------------
 
     def step(self, command: c.Command) -> None:
-        """Put one command to the core and hand its effects on.
-
-        Raises:
-            PoolError: in a process forked by the application, where the pool's pipes are closed.
-        """
+        """Put one command to the core and hand its effects on."""
         thread = threading.get_ident()
         if thread in self._inside:
             self._inbox.append(command)

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from dspool.errors import EncodeError, OptionsError, PoolClosed, PoolError, QueueTimeout
-from dspool.options import PoolOptions
+from dspool.options import MAX_SECONDS, PoolOptions, seconds
 from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
@@ -198,8 +198,10 @@ class PoolFront:
         require: str | Iterable[str] | None,
     ) -> c.Checkout:
         options = self.options
-        if session is not None and not isinstance(session, str):
-            raise OptionsError(f"session must be a string or None; it is {session!r}")
+        if session.__class__ is not str and session is not None:
+            if not isinstance(session, str):
+                raise OptionsError(f"session must be a string or None; it is a {type(session).__name__}")
+            session = str.__str__(session)
         if affinity is not None and affinity not in get_args(Affinity):
             raise OptionsError(f"affinity must be one of {', '.join(get_args(Affinity))}; it is {affinity!r}")
         if on_session_lost not in ("rebind", "error"):
@@ -237,10 +239,7 @@ class PoolFront:
         checkout = self._checkout(
             next(control.driver.ids), now, deadline, warm, session, affinity, "rebind", priority, require
         )
-        if hold_s is not None:
-            if isinstance(hold_s, bool) or not isinstance(hold_s, (int, float)) or not hold_s > 0:
-                raise OptionsError(f"hold_s must be a number of seconds over 0, or None; it is {hold_s!r}")
-            checkout.hold_s = hold_s
+        checkout.hold_s = seconds("hold_s", hold_s, none=True)
         return control.driver, checkout, warm
 
     def _program_id(self, program: Any) -> str:
@@ -254,8 +253,8 @@ class PoolFront:
             timeout_s = self.options.timeout_s
         if timeout_s is None:
             return c.INFINITY
-        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not timeout_s >= 0:
-            raise OptionsError(f"timeout_s must be a number of seconds, 0 or more, or None; it is {timeout_s!r}")
+        if timeout_s.__class__ is not float or not 0 <= timeout_s <= MAX_SECONDS:
+            timeout_s = seconds("timeout_s", timeout_s, none=True)
         return now + timeout_s
 
     def _finish(self, program: Program, response: Response, worker_id: int) -> Any:
@@ -289,7 +288,7 @@ class PoolFront:
 
     def _known(self, worker_id: int) -> Driver:
         driver = self._driver
-        if worker_id not in driver.core.workers:
+        if not isinstance(worker_id, int) or worker_id not in driver.core.workers:
             have = ", ".join(map(str, driver.core.workers)) or "none"
             raise PoolError(f"pool {self.name!r} has no worker {worker_id!r}; its workers are {have}")
         return driver
@@ -321,6 +320,8 @@ def _call_lm(lm: Any) -> LMSpec | None:
 
 
 def _labels(require: str | Iterable[str]) -> frozenset[str]:
+    if not isinstance(require, Iterable):
+        raise OptionsError(f"require must be a label or labels, as strings; it is {require!r}")
     labels = frozenset({require} if isinstance(require, str) else require)
     if not all(isinstance(label, str) for label in labels):
         raise OptionsError(f"require must be a label or labels, as strings; it is {require!r}")

@@ -145,9 +145,9 @@ def _ask_hook(driver: Driver, lease: LeaseRecord) -> Steps[Verdict]:
     except Exception as error:
         driver.report("hook.failed", hook="check", worker_id=lease.worker_id, error=repr(error), traceback=format_exc())
         return Remove(f"the check hook raised {type(error).__name__}: {error}")
-    if isinstance(verdict, (Keep, Remove, Skip)):
+    if isinstance(verdict, Keep) or (isinstance(verdict, (Remove, Skip)) and isinstance(verdict.reason, str)):
         return verdict
-    return Remove(f"the check hook returned {verdict!r:.80} instead of KEEP, Remove(...) or Skip(...)")
+    return Remove(f"the check hook returned {verdict!r:.80} instead of KEEP, Remove(text) or Skip(text)")
 
 
 def at_once(driver: Driver, checkout: c.Checkout) -> tuple[LeaseRecord, SlotPipe] | None:

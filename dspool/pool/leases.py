@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dspool.errors import PoolError
+from dspool.errors import OptionsError, PoolError
 from dspool.pool import lease as path
 from dspool.pool.core import commands as c
 from dspool.pool.core.records import Lease as Record
@@ -52,6 +52,8 @@ class _HeldSlot:
 
     def remove(self, reason: str) -> None:
         """The worker is suspect: it is killed and replaced when the lease ends."""
+        if not isinstance(reason, str):
+            raise OptionsError(f"reason must be a text; it is {reason!r}")
         self._verdict = Remove(reason)
 
     @guarded

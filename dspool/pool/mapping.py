@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import math
 import queue
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,15 @@ _WINDOW = 4
 """Rows that may be taken and not yet handed out, for each row in flight."""
 
 
+_MOST_AT_ONCE = 10_000
+_OWN = (Exception, GeneratorExit, SystemExit, KeyboardInterrupt)
+"""What user code may raise; a cancellation of ours is none of these."""
+
+
+class RowsFailed(Exception):
+    """`rows` raised; what it raised is the cause."""
+
+
 class Done(msgspec.Struct):
     """A row's end: its value, or the exception it raised. index -1: the pump has ended."""
 
@@ -52,6 +62,7 @@ class RowPump:
 
     def __init__(self, rows: Any, run_row: RunRow, concurrency: int, emit: Callable[[Done], None]) -> None:
         self._is_async = hasattr(rows, "__aiter__")
+        self._most = len(rows) if isinstance(rows, Sized) else _MOST_AT_ONCE
         self._at_hand = isinstance(rows, (list, tuple, range, dict, set))
         self._rows = rows.__aiter__() if self._is_async else iter(rows)
         self._run_row = run_row
@@ -84,7 +95,7 @@ class RowPump:
         try:
             with self._scope:
                 async with anyio.create_task_group() as tasks:
-                    for _ in range(self._concurrency):
+                    for _ in range(min(self._concurrency, self._most)):
                         tasks.start_soon(self._work)
         except Exception as error:
             end.error = error
@@ -102,9 +113,19 @@ class RowPump:
         """A row, or self where there are no more. An iterator that may take its time does so on a thread."""
         if self._is_async:
             return await self._rows.__anext__()
-        if self._at_hand:
-            return next(self._rows, self)
-        return await anyio.to_thread.run_sync(next, self._rows, self, abandon_on_cancel=True)
+        row, error = (
+            self._take() if self._at_hand else await anyio.to_thread.run_sync(self._take, abandon_on_cancel=True)
+        )
+        if error is not None:
+            raise RowsFailed from error
+        return row
+
+    def _take(self) -> tuple[Any, BaseException | None]:
+        """What `rows` raises is its own: not a cancellation of ours, and not our end."""
+        try:
+            return next(self._rows, self), None
+        except BaseException as error:
+            return None, error
 
     async def _work(self) -> None:
         while True:
@@ -116,8 +137,8 @@ class RowPump:
                     row = await self._next_row()
                 except StopAsyncIteration:
                     row = self
-                except Exception as error:  # the caller's own iterable failed
-                    done.error = error
+                except (*_OWN, RowsFailed) as error:  # the caller's own iterable failed
+                    done.error = error.__cause__ if isinstance(error, RowsFailed) else error
                     self._emit(done)
                     self._rows, self._is_async = iter(()), False
                     return
@@ -125,7 +146,7 @@ class RowPump:
                 return
             try:
                 done.value = await self._run_row(row)
-            except Exception as error:
+            except _OWN as error:
                 done.error = error
             self._emit(done)
 
@@ -245,11 +266,21 @@ class _Background:
 
     @guarded
     def _start(self) -> None:
-        context = contextvars.copy_context()
-        self._thread = threading.Thread(
-            target=context.run, args=(anyio.run, self._serve), name=f"dspool-map-{self._pool.name}", daemon=True
-        )
+        context = contextvars.copy_context()  # the caller's DSPy settings are in it
+        name = f"dspool-map-{self._pool.name}"
+        self._thread = threading.Thread(target=context.run, args=(self._main,), name=name, daemon=True)
         self._thread.start()
+
+    def _main(self) -> None:
+        """The thread. Whatever ends it, the caller is told."""
+        try:
+            if (sniffio := sys.modules.get("sniffio")) is not None:
+                sniffio.current_async_library_cvar.set(None)  # so is which loop the caller runs on; this one is ours
+            anyio.run(self._serve)
+        except BaseException as error:
+            self._results.put(Done(-1, error=error))
+        finally:
+            self._started.set()
 
     def handed_out(self) -> None:
         """A result was handed out."""
@@ -291,9 +322,6 @@ class _Background:
                 return self._pool._finish(call.program, response, worker_id)
 
             self._pump = RowPump(self._rows, run_row, self._concurrency, self._results.put)
-        except Exception as error:
-            self._results.put(Done(-1, error=error))
-            return
         finally:
             self._started.set()
         await self._pump.run()

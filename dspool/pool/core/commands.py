@@ -270,7 +270,6 @@ RefusalCode = Literal[
     "PoolSaturated",
     "PoolBroken",
     "QueueTimeout",
-    "CallCancelled",
     "CheckoutSkipped",
     "SessionBusy",
     "SessionLost",

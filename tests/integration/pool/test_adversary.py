@@ -1,10 +1,15 @@
-"""What an adversary tried on a real Pool: each test is an attack that held, or a bug that it found (xfail, strict)."""
+"""What an adversary tried on a real Pool: attacks that held, and bugs that it found and that are mended."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +24,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.chaos]
 ECHO = "builtins:dict"
 
 
-@pytest.mark.xfail(strict=True, reason="priority is not checked; two queued calls with 0 and 'x' break the whole pool")
 @pytest.mark.parametrize("priority", ["x", None, float("nan")])
 def test_a_priority_that_is_no_number_is_refused(make_pool: MakePool, priority: Any) -> None:
     pool = make_pool(workers=1)
@@ -27,7 +31,6 @@ def test_a_priority_that_is_no_number_is_refused(make_pool: MakePool, priority: 
         pool.run(ECHO, {"x": 1}, priority=priority)
 
 
-@pytest.mark.xfail(strict=True, reason="not checked; such a worker never counts as ended")
 def test_a_reason_that_is_no_string_is_refused(make_pool: MakePool) -> None:
     reason: Any = 5
     with make_pool(workers=1).checkout() as lease:
@@ -38,7 +41,6 @@ def test_a_reason_that_is_no_string_is_refused(make_pool: MakePool) -> None:
             lease.remove("the test is over")
 
 
-@pytest.mark.xfail(strict=True, reason="only an Exception of the rows reaches the caller; these end the map silently")
 @pytest.mark.parametrize("error", [asyncio.CancelledError, StopAsyncIteration])
 def test_no_row_is_lost_without_an_error(make_pool: MakePool, error: type[BaseException]) -> None:
     def rows() -> Iterator[dict[str, int]]:
@@ -49,7 +51,6 @@ def test_no_row_is_lost_without_an_error(make_pool: MakePool, error: type[BaseEx
         list(make_pool(workers=1).map(ECHO, rows()))
 
 
-@pytest.mark.xfail(strict=True, reason="each wait_ready() leaves a waker that only the fleet's next change takes away")
 def test_asking_whether_workers_are_ready_keeps_nothing(make_pool: MakePool) -> None:
     pool = make_pool(workers=1)
     for _ in range(1000):
@@ -57,7 +58,6 @@ def test_asking_whether_workers_are_ready_keeps_nothing(make_pool: MakePool) -> 
     assert len(pool._driver.changed) < 1000
 
 
-@pytest.mark.xfail(strict=True, reason="repr() of WorkerGroup and PoolOptions shows env's values")
 def test_a_secret_in_env_is_not_shown() -> None:
     group = dspool.WorkerGroup(name="a", workers=1, env={"KEY": "sk-hidden"})
     assert "sk-hidden" not in repr(group)
@@ -78,7 +78,6 @@ anyio.run(main)
 """
 
 
-@pytest.mark.xfail(strict=True, reason="the map's thread inherits sniffio's variable, anyio.run refuses, list() hangs")
 def test_a_blocking_map_works_below_anyio_run(script: RunScript) -> None:
     assert script(MAP_IN_ANYIO).process.wait(timeout=30) == 0
 
@@ -105,7 +104,6 @@ os._exit(4)
 """
 
 
-@pytest.mark.xfail(strict=True, reason="the control thread can't make its loop and dies; open() waits for it for ever")
 def test_open_fails_where_no_descriptor_is_left(script: RunScript) -> None:
     assert script(NO_DESCRIPTORS).process.wait(timeout=30) == 0
 
@@ -136,3 +134,56 @@ def test_twenty_threads_close_a_pool_that_runs_calls(make_pool: MakePool) -> Non
         thread.join()
     assert values == [{"x": 1}]
     assert repr(pool).endswith("closed, 2 workers>")
+
+
+def wait_for(path: str) -> str:
+    """Run until the file is there: a call that a test lets go of."""
+    while not os.path.exists(path):
+        time.sleep(0.002)
+    return "let go"
+
+
+def test_a_lease_closed_in_the_middle_of_its_call_lends_nobody_its_slot(make_pool: MakePool, tmp_path: Path) -> None:
+    pool = make_pool(workers=1)
+    lease = pool.checkout()
+    first = lease.worker
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(lease.run, wait_for, {"path": str(tmp_path / "never")}, timeout_s=20)
+        while not lease._running.locked() or lease._pipe.asked is None:
+            assert not running.done()
+        lease.close()
+        assert pool.run(ECHO, {"x": 1}, timeout_s=20) == {"x": 1}, "from another worker, not the late answer"
+        with pytest.raises(dspool.DspoolError):
+            running.result(timeout=20)
+    assert first is not None
+    assert [worker.worker_id for worker in pool.workers()] != [first.worker_id]
+
+
+def test_a_lease_that_expires_while_it_sends_ends_with_a_typed_error(make_pool: MakePool) -> None:
+    pool = make_pool(workers=2)
+    inputs = {"x": "y" * 3_000_000}
+    for _ in range(10):
+        with pool.checkout(hold_s=0.02) as lease, contextlib.suppress(dspool.DspoolError):
+            while True:
+                lease.run(ECHO, inputs)
+
+
+def test_a_program_deleted_while_it_runs_in_a_lease_still_answers(make_pool: MakePool, tmp_path: Path) -> None:
+    pool = make_pool(workers=1)
+    go = tmp_path / "go"
+    pool.create_program("waiter", wait_for)
+    with ThreadPoolExecutor(1) as threads, pool.checkout() as lease:
+        running = threads.submit(lease.run, "waiter", {"path": str(go)}, timeout_s=20)
+        while lease._pipe.asked is None:
+            assert not running.done()
+        pool.delete_program("waiter")
+        go.touch()
+        assert running.result(timeout=20) == "let go"
+
+
+def test_wait_ready_waits_for_the_size_that_the_pool_has_now(make_pool: MakePool) -> None:
+    pool = make_pool(workers=2)
+    pool.resize(1)
+    pool.wait_ready(timeout_s=20)
+    with pytest.raises(dspool.OptionsError, match="0 to 1"):
+        pool.wait_ready(2)

@@ -262,7 +262,7 @@ def test_an_lms_error_keeps_its_status(make_pool: MakePool, dspy: Any) -> None:
 
 
 def test_a_module_with_several_slots_and_a_registered_name(make_pool: MakePool, stub: StubLM, dspy: Any) -> None:
-    class Twice(dspy.Module):  # type: ignore[misc]
+    class Twice(dspy.Module):
         """Two predictors."""
 
         def __init__(self) -> None:
