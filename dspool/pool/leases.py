@@ -18,6 +18,7 @@ from dspool.pool.driver import Driver
 from dspool.pool.front import PoolFront, Timeout
 from dspool.pool.interrupts import guarded
 from dspool.pool.lease import Steps
+from dspool.pool.polling import drive
 from dspool.pool.programs import Program
 from dspool.pool.slot_pipe import SlotPipe
 from dspool.protocol.messages import Response
@@ -123,8 +124,6 @@ class Lease(_HeldSlot):
         Raises:
             PoolError: the lease is over, or runs another call.
         """
-        from dspool.pool.blocking import drive
-
         return self._result(drive(self._driver, self._steps(program, inputs, timeout_s, lm)))
 
     def close(self) -> None:
