@@ -113,6 +113,7 @@ class _Run:
         self._usage = usage
         self._before = len(answers.done)
         self._codes: Counter[ExitCode] = Counter()
+        self._first_error = ""
         self.left = total - self._before
 
     def write_all(self, pool: Pool, *, concurrency: int | None, progress: bool, idempotent: bool) -> None:
@@ -151,6 +152,7 @@ class _Run:
                 raise
             self._codes[exit_code_of(error)] += 1
             answer = {"error": error_record(error)}
+            self._first_error = self._first_error or f"the first, of row {row.index}: {error}"
         self._answers.write(row, **answer)
 
     def sum_up(self, *, quiet: bool) -> ExitCode:
@@ -163,6 +165,8 @@ class _Run:
             told += f"; {len(answers.failed)} are errors, which --resume --retry-failed runs again"
         if answers.failed or not quiet:
             click.echo(told, err=True)
+        if self._first_error:
+            click.echo(f"dspool: {self._first_error}", err=True)
         for code in (ExitCode.INTERNAL, ExitCode.WORKER_LOST, ExitCode.PROGRAM_FAILED):
             if self._codes[code]:
                 return code

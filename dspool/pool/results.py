@@ -147,7 +147,7 @@ def _lm_error(info: ErrorInfo) -> str:
         advice = f"The provider asks to try again after {info.retry_after_s:g} s."
     else:
         advice = "The same call may succeed later."
-    return f"got an error from its LM{status}: {_cause(info)}. {advice}"
+    return f"got an error from its LM{status}: {_cause(info).rstrip()}. {advice}"
 
 
 def _parse_error(info: ErrorInfo) -> str:
