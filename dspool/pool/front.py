@@ -240,6 +240,8 @@ class PoolFront:
             next(control.driver.ids), now, deadline, warm, session, affinity, "rebind", priority, require
         )
         checkout.hold_s = seconds("hold_s", hold_s, none=True)
+        if not checkout.hold_s:
+            raise OptionsError("hold_s must be a number of seconds over 0, or None; it is 0")
         return control.driver, checkout, warm
 
     def _program_id(self, program: Any) -> str:

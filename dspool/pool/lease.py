@@ -147,7 +147,7 @@ def _ask_hook(driver: Driver, lease: LeaseRecord) -> Steps[Verdict]:
         return Remove(f"the check hook raised {type(error).__name__}: {error}")
     if isinstance(verdict, Keep) or (isinstance(verdict, (Remove, Skip)) and isinstance(verdict.reason, str)):
         return verdict
-    return Remove(f"the check hook returned {verdict!r:.80} instead of KEEP, Remove(text) or Skip(text)")
+    return Remove(f"the check hook returned {verdict!r:.80} instead of KEEP, Remove(...) or Skip(...)")
 
 
 def at_once(driver: Driver, checkout: c.Checkout) -> tuple[LeaseRecord, SlotPipe] | None:

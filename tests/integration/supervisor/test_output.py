@@ -46,7 +46,7 @@ class Pipes:
 
 
 @pytest.fixture
-def pipes() -> Iterator[Pipes]:
+def pipes(logged: list[Any]) -> Iterator[Pipes]:
     pipes = Pipes()
     yield pipes
     pipes.close()
@@ -122,7 +122,7 @@ async def test_a_logger_that_fails_harms_no_worker(monkeypatch: pytest.MonkeyPat
         def info(self, *args: object, **fields: object) -> None:
             raise OSError("the disk is full")
 
-    monkeypatch.setattr(output, "_log", Broken())
+    monkeypatch.setattr(output, "get_logger", lambda *args, **fields: Broken())
     async with lab() as tests:
         worker = await tests.ready()
         assert await tests.order(worker, "say stdout one") == "ok"
