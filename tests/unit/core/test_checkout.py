@@ -108,6 +108,21 @@ def test_of_several_holders_the_last_used_is_lent() -> None:
     assert world.worker_of(world.checkout(program="p")) == workers[0]
 
 
+def test_of_several_that_lack_the_program_the_last_used_is_lent_while_its_holders_are_busy() -> None:
+    world = World.ready(4)
+    held = world.checkout(program="p"), world.checkout(program="p")
+    for lease in held:
+        world.checkin(lease)
+    busy = world.checkout(program="p"), world.checkout(program="p")
+    holders = {world.worker_of(lease) for lease in busy}
+    others = world.checkouts(2)
+    assert {world.worker_of(lease) for lease in others}.isdisjoint(holders)
+    last = world.worker_of(others[0])
+    world.checkin(others[1])
+    world.checkin(others[0])
+    assert world.worker_of(world.checkout(program="p")) == last
+
+
 def test_a_busy_holder_is_not_waited_for() -> None:
     world = World.ready(2)
     holder = world.run(program="p")

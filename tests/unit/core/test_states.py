@@ -153,3 +153,11 @@ def test_a_worker_moves_together_with_its_groups_counts_or_not_at_all(old: Worke
             worker.to(new)
         assert worker.state is old
         assert counts(group) == before
+
+
+def test_a_lease_is_granted_once_its_verdict_is_given() -> None:
+    lease = Lease(1, 1, 0.0)
+    lease.to(LeaseState.CHECKING)
+    assert not lease.is_granted
+    lease.to(LeaseState.GRANTED)
+    assert lease.is_granted
