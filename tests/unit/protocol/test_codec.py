@@ -199,7 +199,7 @@ def test_fields_from_a_later_version_are_ignored(codec: Codec) -> None:
     assert codec.decode_response(data) == Response(1, True, 2)
 
 
-@pytest.mark.parametrize("depth", [2_000, 100_000])
+@pytest.mark.parametrize("depth", [50_000, 200_000])
 def test_what_is_nested_without_end_is_invalid_and_no_crash(depth: int) -> None:
     for opening, closing in ((b"\x91", b""), (b"\x81\xa1a", b"")):
         with pytest.raises(InvalidMessage):
