@@ -47,7 +47,8 @@ def test_the_reference_is_what_the_code_gives(reference: ModuleType) -> None:
     for name, text in reference.pages().items():
         shown = (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
         # Python 3.13 quotes the strings in annotations its own way.
-        assert shown.replace("'", '"') == text.replace("'", '"'), f"docs/reference/{name} is old; run: python docs/build_reference.py"
+        same = shown.replace("'", '"') == text.replace("'", '"')
+        assert same, f"docs/reference/{name} is old; run: python docs/build_reference.py"
 
 
 def test_every_public_method_has_words(reference: ModuleType) -> None:
