@@ -46,7 +46,7 @@ def anchors(page: Path) -> set[str]:
 def test_the_reference_is_what_the_code_gives(reference: ModuleType) -> None:
     for name, text in reference.pages().items():
         shown = (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
-        # Python 3.13 quotes the strings in annotations its own way.
+        # How strings in annotations are quoted depends on the Python, and on whether they were resolved before.
         same = shown.replace("'", '"') == text.replace("'", '"')
         assert same, f"docs/reference/{name} is old; run: python docs/build_reference.py"
 
