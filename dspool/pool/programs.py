@@ -40,7 +40,16 @@ from dspool.pool.forms import callable_name, module_label, modules_in, output_fi
 from dspool.pool.identity import digest, loaded_dspy
 from dspool.pool.lm_specs import culprit, is_lm, lm_spec, pickled, stable_digest
 from dspool.pool.watch import Watch
-from dspool.protocol.messages import DefinedProgram, ImportedProgram, PickledProgram, ProgramSpec, SignatureProgram
+from dspool.protocol.frames import HEADER_BYTES, MAX_LENGTH
+from dspool.protocol.messages import (
+    CreateArgs,
+    DefinedProgram,
+    ImportedProgram,
+    PickledProgram,
+    ProgramSpec,
+    SignatureProgram,
+)
+from dspool.protocol.requests import encode_request
 from dspool.protocol.values import to_plain
 
 MAX_PROGRAMS = 1024
@@ -48,8 +57,6 @@ MAX_PROGRAMS = 1024
 MAX_BYTES = 256 * 2**20
 """Bytes of pickles a store keeps; the newest is kept whatever its size."""
 MAX_NAME_CHARS = 256
-FRAME_SLACK = 4096
-"""Bytes of a frame that are not the program's."""
 
 _KEYS = frozenset({str, types.FunctionType, types.BuiltinFunctionType, types.MethodType})
 """Types whose equality is identity or text. Methods are made anew at each access, and are equal."""
@@ -115,7 +122,7 @@ class ProgramStore:
 
     def __init__(self, options: PoolOptions) -> None:
         self._pool = options.name
-        self._max_bytes = options.max_frame_bytes - FRAME_SLACK
+        self._max_bytes = options.max_frame_bytes
         self._lock = threading.RLock()
         self._names: dict[str, _Registered] = {}
         self._programs: dict[str, Program] = {}
@@ -297,8 +304,9 @@ class ProgramStore:
             watch = Watch([*modules, *pinned])
             program = self._looked_at(module, modules)
             if watch.unchanged():
+                program = self._kept(program)
                 self._remember(given, watch, program)
-                return self._kept(program)
+                return program
         label = module_label(module, modules_in(module))
         raise EncodeError(f"pool {self._pool!r}: the program {label} kept changing while it was pickled")
 
@@ -338,21 +346,31 @@ class ProgramStore:
                 f"pool {self._pool!r}: a program can't be pickled, because of {culprit(thing, label)}. Let "
                 f"it be made in the worker, or pass the program by its import path"
             ) from error
-        if len(data) > self._max_bytes:
-            raise EncodeError(
-                f"pool {self._pool!r}: the program {label} is {len(data):,} bytes, more than a frame carries "
-                f"({self._max_bytes:,}); raise max_frame_bytes, or let the program load its data itself"
-            )
         return PickledProgram(data, label, lms)
 
     def _kept(self, program: Program) -> Program:
         """The program, or the one that is here by its id; others are forgotten where there are too many."""
-        known = self._programs.setdefault(program.program_id, program)
-        known.touched = True
-        if known is program:
+        known = self._programs.get(program.program_id)
+        if known is None:
+            self._check_size(program)
+            known = self._programs[program.program_id] = program
             self._evict()
             program.touched = False
+        else:
+            known.touched = True
         return known
+
+    def _check_size(self, program: Program) -> None:
+        """What no frame carries is refused here: found when it is sent, it would have cost a worker."""
+        try:
+            frame = encode_request("create_program", CreateArgs(program.program_id, program.spec), MAX_LENGTH)
+        except EncodeError as error:
+            self._refuse(f"the program {program.label:.100} can't be sent: {error}")
+        if len(frame) - HEADER_BYTES > self._max_bytes:
+            self._refuse(
+                f"the program {program.label:.100} makes a message of {len(frame) - HEADER_BYTES:,} bytes, more than "
+                f"max_frame_bytes={self._max_bytes:,}; raise that, or let the program load its data itself"
+            )
 
     def _evict(self) -> None:
         programs, size = self._programs, sum(program.size_bytes for program in self._programs.values())

@@ -19,12 +19,13 @@ from dspool.errors import FrameTooLarge, MalformedFrame
 
 HEADER_BYTES = 4
 DEFAULT_MAX_FRAME_BYTES = 64 * 2**20
+MAX_LENGTH = 2**32 - 1
+"""The longest body that four bytes of length can announce."""
 GROWTH = 4
 """With 2 a large frame is moved more often than it need be; with more, a lie about a frame's length costs more."""
 
 _NO_VIEW = memoryview(b"")
 _LENGTH = struct.Struct(">I")
-_LONGEST = 2**32 - 1
 _ROOM = 64 * 1024
 """What the buffer starts with, and goes back to after a frame for which it grew over _KEPT."""
 _KEPT = 256 * 1024
@@ -51,7 +52,7 @@ def seal_frame(frame: bytearray, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES)
         FrameTooLarge: the body is over the cap.
     """
     length = len(frame) - HEADER_BYTES
-    if length > max_frame_bytes or length > _LONGEST:
+    if length > max_frame_bytes or length > MAX_LENGTH:
         raise FrameTooLarge(f"a message of {length:,} bytes is over max_frame_bytes={max_frame_bytes:,}")
     _LENGTH.pack_into(frame, 0, length)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import functools
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ import anyio
 import pytest
 
 import dspool
+from dspool.testing.scripted import behave
 from tests.contract.backends import SHORT_S
 from tests.contract.subject import World, beside, gather
 
@@ -280,6 +282,16 @@ async def test_a_request_over_the_frames_cap_touches_no_worker(world: World) -> 
         with pytest.raises(dspool.EncodeError, match="max_frame_bytes"):
             await pool.run(value=b"x" * 20_000)
         assert (await pool.stats()).checkouts == 0
+
+
+async def test_a_program_over_the_frames_cap_touches_no_worker(world: World) -> None:
+    async with world.pool(max_frame_bytes=10_000) as pool:
+        worker = await pool.worker()
+        for program in (f"question -> {'answer' * 2000}", functools.partial(behave, padding="x" * 10_000)):
+            with pytest.raises(dspool.EncodeError, match="more than max_frame_bytes=10,000"):
+                await pool.call("run", program, {"question": "?"})
+        assert (await pool.stats()).checkouts == 0
+        assert (await pool.worker()).worker_id == worker.worker_id
 
 
 @pytest.mark.only("scripted", "real")

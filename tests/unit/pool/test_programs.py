@@ -20,7 +20,8 @@ from dspool.options import PoolOptions
 from dspool.pool import programs as programs_module
 from dspool.pool.identity import importable
 from dspool.pool.programs import Program, ProgramStore
-from dspool.protocol.messages import DefinedProgram, ImportedProgram, PickledProgram, SignatureProgram
+from dspool.protocol.messages import CreateArgs, DefinedProgram, ImportedProgram, PickledProgram, SignatureProgram
+from dspool.protocol.requests import encode_request
 
 pytestmark = pytest.mark.unit
 
@@ -178,10 +179,37 @@ def test_the_part_that_cannot_be_pickled_is_named(store: ProgramStore) -> None:
         store.resolve(counter.add)
 
 
-def test_a_program_larger_than_a_frame_is_refused() -> None:
+LARGE = "x" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("program", "label"),
+    [
+        (functools.partial(shout, text=LARGE), "shout"),
+        (f"question -> answer{LARGE}", "question -> answerx"),
+        ({"signature": {"inputs": [{"name": "a", "description": LARGE}], "outputs": [{"name": "b"}]}}, "predict"),
+        (f"app.main:{LARGE}", "app.main:xxx"),
+    ],
+    ids=["pickled", "signature", "definition", "import path"],
+)
+def test_a_program_larger_than_a_frame_is_refused_and_not_remembered(program: Any, label: str) -> None:
     store = ProgramStore(PoolOptions(name="small", max_frame_bytes=8192))
-    with pytest.raises(EncodeError, match=r"is 10,\d\d\d bytes, more than a frame carries \(4,096\)"):
-        store.resolve(functools.partial(shout, text="x" * 10_000))
+    said = rf"pool 'small': .*{label}.* a message of [12]\d,\d\d\d bytes, more than max_frame_bytes=8,192; raise that"
+    for _ in range(2):
+        with pytest.raises(EncodeError, match=said):
+            store.resolve(program)
+    with pytest.raises(EncodeError, match=said):
+        store.create("large", program)
+    assert store.names() == []
+
+
+def test_the_largest_program_that_a_frame_carries_is_kept() -> None:
+    text = f"question -> {'answer' * 200}"
+    args = CreateArgs(ProgramStore(PoolOptions()).resolve(text).program_id, SignatureProgram(text))
+    size = len(encode_request("create_program", args, 2**20)) - 4
+    assert ProgramStore(PoolOptions(max_frame_bytes=size)).resolve(text).label.startswith("question -> answer")
+    with pytest.raises(EncodeError, match=rf"{size:,} bytes"):
+        ProgramStore(PoolOptions(max_frame_bytes=size - 1)).resolve(text)
 
 
 def test_a_module_that_a_worker_cannot_import_goes_by_value(store: ProgramStore, tmp_path: Path) -> None:
