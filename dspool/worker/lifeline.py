@@ -2,7 +2,8 @@
 
 Rules:
     1. The lifeline is armed first: from then on the process group dies with the manager's end of it, whatever it does.
-    2. Nothing slow is imported here; what must be in the environment before other imports is put there.
+    2. Nothing slow is imported here, and the environment is left as the manager made it (supervisor/launch.py): a
+       default put back here would undo `env={"OMP_NUM_THREADS": None}`.
 
 Knows neither frames nor programs.
 """
@@ -19,15 +20,6 @@ import threading
 
 from dspool.protocol.limits import DUMP_SIGNAL
 
-_DEFAULT_ENVIRONMENT = {
-    # One BLAS thread a worker: the pool's workers are the parallelism.
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMEXPR_NUM_THREADS": "1",
-    # Else the first LM call of a process fetches a price list over the network.
-    "LITELLM_LOCAL_MODEL_COST_MAP": "true",
-}
 _IGNORED_SIGNALS = {
     # Ctrl-C goes to the terminal's whole foreground group; ending workers is the manager's business.
     "SIGINT",
@@ -48,8 +40,6 @@ def begin_child(lifeline: int, dump: int | None) -> None:
         os.setsid()
     arm_lifeline(lifeline)
     reset_signals()
-    for name, value in _DEFAULT_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     if dump is not None:
         faulthandler.enable(file=dump, all_threads=True)
         faulthandler.register(DUMP_SIGNAL, file=dump, all_threads=True)

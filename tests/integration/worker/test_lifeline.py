@@ -89,7 +89,7 @@ def test_signals_and_environment_are_those_of_a_worker(spawn: Spawn) -> None:
             "hup": signal.getsignal(signal.SIGHUP) == signal.SIG_DFL,
             "mask": len(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
             "leader": os.getsid(0) == os.getpgrp() == os.getpid(),
-            **{name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")},
+            "env": os.environ.get("OMP_NUM_THREADS"),
         }
 
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -105,8 +105,7 @@ def test_signals_and_environment_are_those_of_a_worker(spawn: Spawn) -> None:
         "hup": True,
         "mask": 0,
         "leader": True,
-        "OMP_NUM_THREADS": "3",
-        "MKL_NUM_THREADS": "1",
+        "env": "3",
     }
 
 
