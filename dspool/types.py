@@ -88,7 +88,7 @@ class ExitReport(msgspec.Struct, frozen=True, kw_only=True):
     output_tail: str = ""
     """The last 8 KiB of what it wrote to stdout and stderr."""
     stack_dump: str = ""
-    """Its threads' stacks at the deadline or at a fatal signal; empty where there was none."""
+    """Its threads' stacks at the deadline or at a fatal signal, the interrupted thread first; empty: there was none."""
     remote_traceback: str = ""
     """For boot_error: the traceback that came through the pipe."""
     start_method: str = "spawn"

@@ -17,6 +17,7 @@ import msgspec
 from dspool.protocol.limits import EXIT_BROKEN_FRAME
 from dspool.supervisor.boot import BootFailure
 from dspool.supervisor.process import UNKNOWN_STATUS, ExitStatus
+from dspool.supervisor.stacks import current_first
 from dspool.types import ExitReason, ExitReport
 
 PLANNED: frozenset[ExitReason] = frozenset(
@@ -126,7 +127,7 @@ def build_report(ending: Ending) -> ExitReport:
         age_s=ending.age_s,
         peak_rss_bytes=status.peak_rss_bytes or ending.peak_rss_bytes,
         output_tail=ending.output_tail,
-        stack_dump=ending.stack_dump,
+        stack_dump=current_first(ending.stack_dump),
         remote_traceback=ending.failure.traceback if ending.failure else "",
         start_method=ending.start_method,
     )

@@ -158,7 +158,9 @@ async def test_a_timeouts_report_has_the_workers_stacks(world: World) -> None:
         with pytest.raises(dspool.CallTimeout, match="in hang_gil") as caught:
             await late.get()
         assert caught.value.report is not None
-        assert "in hang_gil" in caught.value.report.stack_dump
+        first, *others = caught.value.report.stack_dump.split("\n\n")
+        assert "in hang_gil" in first
+        assert others
 
 
 @pytest.mark.slow
