@@ -46,12 +46,6 @@ class ControlPlane:
 
     def __init__(self, options: PoolOptions, launcher: Launcher | None = None) -> None:
         self.options = options
-        self._wake_out, self._wake_in = socket.socketpair()
-        self._wake_out.setblocking(False)
-        self._wake_in.setblocking(False)
-        for sock in (self._wake_out, self._wake_in):
-            forked.guard_socket(sock)
-        self._woken = False
         self.driver = Driver(options, self.wake)
         self.programs = ProgramStore(options)
         self.lm: LMSpec | None = lm_spec(options.lm) if options.lm is not None else None
@@ -59,6 +53,13 @@ class ControlPlane:
         self._warm = [
             NamedProgram(program.program_id, program.spec) for program in map(self.programs.resolve, options.warm)
         ]
+        self._woken = False
+        # What is wrong with an option has been found by now: nothing has to be closed for it.
+        self._wake_out, self._wake_in = socket.socketpair()
+        self._wake_out.setblocking(False)
+        self._wake_in.setblocking(False)
+        for sock in (self._wake_out, self._wake_in):
+            forked.guard_socket(sock)
         self.events = Events(options.name, options.on_event)
         launcher = launcher or SpawnLauncher()
         self.driver.start_method = launcher.start_method
