@@ -19,6 +19,7 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
+from dspool.errors import FrameTooLarge, OptionsError
 from dspool.options import PoolOptions
 from dspool.pool.core import commands as c
 from dspool.pool.core.states import PoolState
@@ -27,8 +28,9 @@ from dspool.pool.events import Events
 from dspool.pool.lease import Steps, settle
 from dspool.pool.lm_specs import adapter_spec, lm_spec
 from dspool.pool.programs import ProgramStore
-from dspool.protocol.messages import BootConfig, LMSpec, NamedProgram
-from dspool.supervisor import forked
+from dspool.protocol.codec import MSGPACK
+from dspool.protocol.messages import HANDSHAKE_ID, BootConfig, LMSpec, NamedProgram, Request
+from dspool.supervisor import boot, forked
 from dspool.supervisor.launch import Launcher, SpawnLauncher
 from dspool.supervisor.supervisor import Supervisor
 
@@ -53,6 +55,7 @@ class ControlPlane:
         self._warm = [
             NamedProgram(program.program_id, program.spec) for program in map(self.programs.resolve, options.warm)
         ]
+        self._check_boot_configs()
         self._woken = False
         # What is wrong with an option has been found by now: nothing has to be closed for it.
         self._wake_out, self._wake_in = socket.socketpair()
@@ -158,6 +161,19 @@ class ControlPlane:
         if isinstance(error, Exception):
             trace = "".join(traceback.format_exception(error))
             self.events.publish("pool.broken", {"error": repr(error), "traceback": trace})
+
+    def _check_boot_configs(self) -> None:
+        """What no frame carries is refused here: found when workers are told, each would be started in vain."""
+        options = self.options
+        for group in self.driver.core.groups:
+            ping = Request(HANDSHAKE_ID, boot.COMMAND, boot.handshake_args(self._boot_config(0, group)))
+            try:
+                MSGPACK.encode(ping, options.max_frame_bytes)
+            except FrameTooLarge as error:
+                raise OptionsError(
+                    f"pool {options.name!r}: what a worker is told at its start (warm= programs, lm=, sys.path) takes "
+                    f"{error}; raise that, or warm fewer programs"
+                ) from None
 
     def _boot_config(self, worker_id: int, group: str) -> BootConfig:
         options = self.options

@@ -26,3 +26,14 @@ def test_an_option_that_is_refused_at_open_leaves_no_descriptor(
         pool.open()
     assert before.new() == []  # while the exception holds whatever the constructor had made
     assert not isinstance(caught.value, dspool.WorkerStartError)
+
+
+def test_warm_programs_that_one_frame_cannot_carry_are_refused_before_a_worker_is_started(
+    no_leaks: None, pool_name: Callable[[], str]
+) -> None:
+    launcher = FakeLauncher()
+    warm = [f"question -> {'answer' * 2000}{number}" for number in range(3)]  # each of them fits
+    pool = dspool.Pool(name=pool_name(), workers=1, launcher=launcher, warm=warm, max_frame_bytes=30_000)
+    with pytest.raises(dspool.OptionsError, match=r"warm= programs.* a message of .* max_frame_bytes=30,000; raise"):
+        pool.open()
+    assert not launcher.workers
