@@ -6,12 +6,13 @@ checked against the table below. Nothing here looks at the machine but for the n
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
@@ -285,7 +286,8 @@ class PoolOptions:
         known = {entry.name for entry in fields(cls)}
         for option in overrides:
             if option not in known:
-                raise OptionsError(f"unknown option {option!r}; the options are {', '.join(sorted(known))}")
+                hint = did_you_mean(option, known)
+                raise OptionsError(f"unknown option {option!r}{hint} The options are {', '.join(sorted(known))}")
         if options is None:
             return cls(**overrides)
         if not isinstance(options, PoolOptions):
@@ -301,6 +303,12 @@ def seconds(option: str, value: object, *, none: bool = False) -> float:
     """
     _in_range(option, value, _Range(0, MAX_SECONDS, none=none))
     return math.inf if value is None else float(value)  # type: ignore[arg-type]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about `word`: "; did you mean 'workers'?" where a known word is like it, else "."."""
+    likely = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {likely[0]!r}?" if likely else "."
 
 
 def _in_range(option: str, value: object, legal: _Range) -> None:
