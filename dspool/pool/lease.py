@@ -25,7 +25,7 @@ from traceback import format_exc
 from typing import Any, Final, Literal, TypeVar
 
 from dspool.errors import CallTimeout, PoolClosed, PoolError, ProtocolError, QueueTimeout, WorkerLost
-from dspool.pool.core import commands as c
+from dspool.pool.core import commands as c, refusals
 from dspool.pool.core.records import Lease as LeaseRecord
 from dspool.pool.core.states import LeaseState, PoolState
 from dspool.pool.driver import Driver
@@ -331,13 +331,10 @@ def settle(driver: Driver, worker_id: int, slot: int, lease_id: int) -> Steps[No
 
 def _queue_timeout(driver: Driver, lease: LeaseRecord) -> QueueTimeout:
     """Give the place in the queue up, and say so."""
-    waited_s = time.monotonic() - lease.created_at
-    core = driver.core
+    core, waited_s = driver.core, time.monotonic() - lease.created_at
+    refusal = refusals.late(waited_s, core.queue.count, core.groups.values(), paused=core.paused)
     driver.step(c.Cancel(lease.lease_id, written=False, why="timeout"))
-    return QueueTimeout(
-        f"pool {driver.name!r} had no worker free within {waited_s:.3f} s; {core.queue.count} calls wait for "
-        f"{len(core.workers)} workers; add workers, or allow more time with timeout_s or queue_timeout_s"
-    )
+    return QueueTimeout(f"pool {driver.name!r} {refusal.message}")
 
 
 def lost(driver: Driver, worker_id: int, program: Program) -> Steps[PoolError | WorkerLost]:

@@ -93,7 +93,8 @@ async def test_a_timeout_in_the_queue_leaves_the_worker_alone(world: World) -> N
         before = await pool.tokens()
         held = calls.start(pool.meet, gate, "held")
         holder = await gate.arrival()
-        with pytest.raises(dspool.QueueTimeout, match=r"no worker free within 0\.0\d+ s") as caught:
+        said = r"no worker free within 0\.0\d+ s; calls that wait: 1; workers: 1 ready, 0 starting; add workers"
+        with pytest.raises(dspool.QueueTimeout, match=said) as caught:
             await pool.run(timeout_s=0.02)
         assert isinstance(caught.value, TimeoutError)
         holder.let_go()
@@ -101,6 +102,16 @@ async def test_a_timeout_in_the_queue_leaves_the_worker_alone(world: World) -> N
         stats = await pool.stats()
         assert (stats.queue_timeouts, stats.calls_timeout, stats.calls_cancelled) == (1, 0, 0)
         assert await pool.tokens() == before
+
+
+@pytest.mark.narrow
+async def test_a_timeout_in_the_queue_of_a_paused_pool_says_so(world: World) -> None:
+    async with world.pool() as pool:
+        await pool.call("pause")
+        with pytest.raises(dspool.QueueTimeout, match=r"1 ready, 0 starting; the pool is paused: call resume\(\)"):
+            await pool.run(timeout_s=0.02)
+        await pool.call("resume")
+        assert await pool.run(value=1) == 1
 
 
 @pytest.mark.narrow

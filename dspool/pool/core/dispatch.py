@@ -340,7 +340,8 @@ class Dispatch(Upkeep):
         self._emit(c.Reject(lease.lease_id))
 
     def _refuse_late(self, lease: Lease) -> None:
-        self._refuse(lease, refusals.late(self._now - lease.created_at, self.queue.count, len(self.workers)))
+        waited_s, groups = self._now - lease.created_at, self.groups.values()
+        self._refuse(lease, refusals.late(waited_s, self.queue.count, groups, paused=self.paused))
 
     def _leave_queue(self, lease: Lease) -> None:
         self.queue.discard(lease)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from dspool.options import PoolOptions
 from dspool.pool.core.commands import Refusal
 from dspool.pool.core.records import Group, Lease
+
+_LEAVING = ("draining", "stopping")
 
 
 def closed(state: str) -> Refusal:
@@ -26,12 +28,17 @@ def no_such_labels(require: frozenset[str], groups: Mapping[str, Group]) -> Refu
     return Refusal("CheckoutSkipped", message)
 
 
-def late(waited_s: float, waiting: int, workers: int) -> Refusal:
+def late(waited_s: float, waiting: int, groups: Collection[Group], *, paused: bool) -> Refusal:
     """The deadline came first."""
-    message = (
-        f"had no worker free within {waited_s:.3f} s; {waiting} calls wait for {workers} workers; "
-        "add workers, or allow more time with timeout_s or queue_timeout_s"
-    )
+    counts = {state: sum(getattr(group, state) for group in groups) for state in ("ready", "starting", *_LEAVING)}
+    workers = ", ".join(f"{count} {state}" for state, count in counts.items() if count or state not in _LEAVING)
+    if paused:
+        advice = "the pool is paused: call resume()"
+    elif counts["starting"] and not counts["ready"]:
+        advice = "they were still starting: allow more time with timeout_s or queue_timeout_s, or wait_ready() first"
+    else:
+        advice = "add workers, or allow more time with timeout_s or queue_timeout_s"
+    message = f"had no worker free within {waited_s:.3f} s; calls that wait: {waiting}; workers: {workers}; {advice}"
     return Refusal("QueueTimeout", message)
 
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from dspool.options import WorkerGroup
-from dspool.pool.core.commands import Checkin, Checkout, Grant, Pause, Reject, Resume, Spawn
+from dspool.pool.core.commands import Checkin, Checkout, Grant, Pause, Reject, Resize, Resume, Spawn
 from tests.unit.core.world import World, of
 
 pytestmark = pytest.mark.unit
@@ -150,6 +150,37 @@ def test_deadlines_expire_before_a_worker_is_spent_on_them() -> None:
     assert world.do(Checkin(holder), 4.0) == [Reject(late), Grant(waiter)]
     assert world.refusal(late).code == "QueueTimeout"
     assert "within 4.000 s" in world.refusal(late).message
+
+
+@pytest.mark.parametrize(
+    ("workers", "ready", "paused", "said"),
+    [
+        (1, 1, False, "workers: 1 ready, 0 starting; add workers, or allow more time"),
+        (3, 1, False, "workers: 1 ready, 2 starting; add workers, or allow more time"),
+        (2, 0, False, "workers: 0 ready, 2 starting; they were still starting: allow more time"),
+        (1, 1, True, "workers: 1 ready, 0 starting; the pool is paused: call resume()"),
+    ],
+)
+def test_a_timeout_in_the_queue_says_what_the_workers_did(workers: int, ready: int, paused: bool, said: str) -> None:
+    world = World(workers=workers)
+    world.tick(0.0)
+    for worker_id in range(1, ready + 1):
+        world.become_ready(worker_id)
+        world.checkout(now=0.0)
+    if paused:
+        world.do(Pause())
+    world.checkout()
+    late = world.checkout(deadline=4.0, now=4.0)
+    assert f"had no worker free within 0.000 s; calls that wait: 1; {said}" in world.refusal(late).message
+
+
+def test_workers_that_leave_are_told_of_where_there_are_any() -> None:
+    world = World.ready(2)
+    held = world.checkout(), world.checkout()
+    world.do(Resize("default", 1))
+    late = world.checkout(deadline=4.0, now=4.0)
+    assert "workers: 1 ready, 0 starting, 1 draining; add workers" in world.refusal(late).message
+    assert all(map(world.granted, held))
 
 
 def test_a_checkout_timeout_leaves_the_worker_alone() -> None:
