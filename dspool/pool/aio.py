@@ -195,6 +195,7 @@ class AsyncPool(PoolFront):
         *,
         concurrency: int | None = None,
         ordered: bool = True,
+        with_index: bool = False,
         return_exceptions: bool = False,
         progress: bool = False,
         **as_run: Any,
@@ -204,7 +205,7 @@ class AsyncPool(PoolFront):
         width = check_concurrency(concurrency, self._target * self.options.slots)
         self._prepare_row(program, {}, as_run)
         bar = Progress(len(rows) if isinstance(rows, Sized) else None, self.name, shown=progress)
-        sorter = Sorter(ordered=ordered, return_exceptions=return_exceptions)
+        sorter = Sorter(ordered=ordered, with_index=with_index, return_exceptions=return_exceptions)
 
         async def run_row(row: Any) -> Any:
             call = self._prepare_row(program, row, as_run)

@@ -235,6 +235,7 @@ class Pool(PoolFront):
         *,
         concurrency: int | None = None,
         ordered: bool = True,
+        with_index: bool = False,
         return_exceptions: bool = False,
         progress: bool = False,
         **as_run: Any,
@@ -249,6 +250,7 @@ class Pool(PoolFront):
             rows: the inputs of each call.
             concurrency: rows in flight; None: as many as the pool has slots.
             ordered: results in the order of the rows; False: as they come.
+            with_index: give pairs of the row's number in `rows`, from 0, and its result.
             return_exceptions: give a failed row's exception in its place, instead of raising it.
             progress: show a bar on stderr; where stderr is no terminal or rich isn't installed, one line at the end.
             as_run: run()'s keywords, for every row.
@@ -266,6 +268,7 @@ class Pool(PoolFront):
             rows,
             concurrency=concurrency,
             ordered=ordered,
+            with_index=with_index,
             return_exceptions=return_exceptions,
             progress=progress,
             as_run=as_run,

@@ -154,8 +154,9 @@ class RowPump:
 class Sorter:
     """Results as they come -> results as they are wanted."""
 
-    def __init__(self, *, ordered: bool, return_exceptions: bool) -> None:
+    def __init__(self, *, ordered: bool, with_index: bool, return_exceptions: bool) -> None:
         self._ordered = ordered
+        self._with_index = with_index
         self._return_exceptions = return_exceptions
         self._held: dict[int, Done] = {}
         self._next = 0
@@ -173,11 +174,10 @@ class Sorter:
 
     def value(self, done: Done) -> Any:
         """What the caller gets for it; raises the row's exception unless exceptions are to be returned."""
-        if done.error is None:
-            return done.value
-        if self._return_exceptions and isinstance(done.error, Exception):
-            return done.error
-        raise done.error
+        if done.error is not None and not (self._return_exceptions and isinstance(done.error, Exception)):
+            raise done.error
+        value = done.value if done.error is None else done.error
+        return (done.index, value) if self._with_index else value
 
 
 def check_rows(rows: object) -> None:
@@ -202,6 +202,7 @@ def map_rows(
     *,
     concurrency: int | None,
     ordered: bool,
+    with_index: bool,
     return_exceptions: bool,
     progress: bool,
     as_run: dict[str, Any],
@@ -211,7 +212,7 @@ def map_rows(
     width = check_concurrency(concurrency, pool._target * pool.options.slots)
     pool._prepare_row(program, {}, as_run)  # a program or an option that can't work is told now, not at the first row
     bar = Progress(len(rows) if isinstance(rows, Sized) else None, pool.name, shown=progress)
-    sorter = Sorter(ordered=ordered, return_exceptions=return_exceptions)
+    sorter = Sorter(ordered=ordered, with_index=with_index, return_exceptions=return_exceptions)
     return _rows_done(_Background(pool, program, rows, width, as_run), sorter, bar)
 
 

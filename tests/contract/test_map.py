@@ -64,6 +64,21 @@ async def test_unordered_map_gives_values_as_they_come(world: World) -> None:
 
 
 @pytest.mark.narrow
+async def test_with_index_each_result_comes_with_the_number_of_its_row(world: World) -> None:
+    gate = world.gate()
+    rows = [{"do": "meet", "path": gate.path, "value": "slow"}, *rows_of(2), {"do": "fail", "message": "row 3"}]
+    async with world.pool(workers=2) as pool:
+        assert [pair async for pair in pool.map(rows_of(3), with_index=True)] == [(0, 0), (1, 1), (2, 2)]
+        iterator = pool.map(rows, ordered=False, with_index=True, return_exceptions=True)
+        found = dict([await anext(iterator) for _ in range(3)])
+        assert found.keys() == {1, 2, 3}
+        assert (found[1], found[2]) == (0, 1)
+        assert isinstance(found[3], dspool.ProgramError)
+        (await gate.arrival()).let_go()
+        assert [pair async for pair in iterator] == [(0, "slow")]
+
+
+@pytest.mark.narrow
 async def test_an_exception_ends_the_map_where_its_row_stands(world: World) -> None:
     rows = [*rows_of(2), {"do": "fail", "message": "row 2"}, *rows_of(20)]
     async with world.pool(workers=2) as pool:
