@@ -31,6 +31,7 @@ from dspool.pool.mapping import AsyncRows, Sorter, check_concurrency, check_rows
 from dspool.pool.progress import Progress
 from dspool.pool.waits import AnyioWaits, AsyncioWaits, TrioWaits, drive_async
 from dspool.supervisor.launch import Launcher
+from dspool.supervisor.starting import start_soon
 from dspool.types import Affinity, PoolHealth, PoolStats, WorkerInfo
 
 T = TypeVar("T")
@@ -64,6 +65,8 @@ class AsyncPool(PoolFront):
         self._task: asyncio.Task[None] | None = None
         self._nursery: list[anyio.abc.TaskGroup] = []
         """One task group: maps run in it."""
+        self._closed = False
+        """close() was called, in time or not."""
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -87,7 +90,9 @@ class AsyncPool(PoolFront):
             serving = _serve(control, self._waits, self._nursery)
             self._task = self._home.create_task(serving, name=f"dspool-control-{self.name}")
         try:
-            while not self._nursery:  # its first step; maps run in its task group
+            # Until its tasks have begun: asyncio warns of a coroutine that is cancelled before its first step, as these
+            # would be where the loop ends now. Maps run in its task group.
+            while not control.serving and not control.driver.over.is_set():
                 await anyio.lowlevel.checkpoint()
             if self._min_ready:
                 await self._wait_ready(self._min_ready, None, opening=True)
@@ -102,7 +107,9 @@ class AsyncPool(PoolFront):
         if control is None or self._home is not _here():
             if control is not None and not control.driver.over.is_set():
                 self._check_home()
+            self._closed = True
             return
+        self._closed = True
         grace_s = self.options.grace_s if grace_s is None else seconds("grace_s", grace_s)
         driver = control.driver
         with anyio.CancelScope(shield=True):
@@ -124,10 +131,20 @@ class AsyncPool(PoolFront):
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         control = getattr(self, "_control", None)
-        if control is not None and not control.driver.over.is_set() and control.driver.pid == os.getpid():
-            _warn(f"pool {self.name!r} was never closed; its workers are killed", ResourceWarning, source=self)
+        if control is None or self._closed or control.driver.pid != os.getpid():
+            return
+        over = control.driver.over.is_set()  # the event loop has ended, and the workers with it
+        _warn(
+            f"async pool {self.name!r} was never closed; its workers {'were' if over else 'are'} killed, whatever they "
+            "ran. Use `async with`, or await close() before the event loop ends",
+            ResourceWarning,
+            source=self,
+        )
+        if not over:
             control.driver.step(c.Close(time.monotonic()))
             control.wake()
+            if self._task is not None and self._task.get_loop().is_closed():
+                control.end_without_loop()
 
     async def wait_ready(self, workers: int | None = None, timeout_s: float | None = None) -> None:
         """As Pool.wait_ready()."""
@@ -316,7 +333,7 @@ class AsyncPool(PoolFront):
 
     def _start_task(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._driver.check_usable()
-        self._nursery[0].start_soon(work)
+        start_soon(self._nursery[0], work)
 
 
 async def _serve(control: ControlPlane, waits: AnyioWaits, nursery: list[anyio.abc.TaskGroup]) -> None:

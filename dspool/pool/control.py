@@ -32,6 +32,7 @@ from dspool.protocol.codec import MSGPACK
 from dspool.protocol.messages import HANDSHAKE_ID, BootConfig, LMSpec, NamedProgram, Request
 from dspool.supervisor import boot, forked
 from dspool.supervisor.launch import Launcher, SpawnLauncher
+from dspool.supervisor.starting import start_soon
 from dspool.supervisor.supervisor import Supervisor
 
 Drive = Callable[[Steps[None]], Coroutine[Any, Any, None]]
@@ -48,6 +49,8 @@ class ControlPlane:
 
     def __init__(self, options: PoolOptions, launcher: Launcher | None = None) -> None:
         self.options = options
+        self.serving = False
+        """run() has made its first round."""
         self.driver = Driver(options, self.wake)
         self.programs = ProgramStore(options)
         self.lm: LMSpec | None = lm_spec(options.lm) if options.lm is not None else None
@@ -98,6 +101,7 @@ class ControlPlane:
                 driver.tick()
                 while not self._finished():
                     self._perform(tasks, drive)
+                    self.serving = True
                     await self._sleep()
                 self._perform(tasks, drive)
                 await self.supervisor.aclose(time.monotonic() + self.options.grace_s)
@@ -129,7 +133,7 @@ class ControlPlane:
             if performer is not None:
                 performer(order)
             elif isinstance(order, c.Abandon | c.CancelCall):
-                tasks.start_soon(drive, settle(self.driver, order.worker_id, order.slot, order.lease_id))
+                start_soon(tasks, drive, settle(self.driver, order.worker_id, order.slot, order.lease_id))
 
     async def _sleep(self) -> None:
         """Until there is an order, or the core wants a Tick."""
@@ -153,6 +157,13 @@ class ControlPlane:
         driver.sleeps_until = 0.0  # until the next sleep nobody needs to wake us for a deadline
         if driver.next_deadline() <= time.monotonic():
             driver.tick()
+
+    def end_without_loop(self) -> None:
+        """In place of the rest of run(), where its event loop was closed in the middle: the workers are killed."""
+        self.supervisor.end_without_loop()
+        self.driver.ended()
+        self._wake_in.close()
+        self._wake_out.close()
 
     def failed(self, error: BaseException) -> None:
         """The control plane itself failed, or its loop ends: nothing starts or stops any more."""

@@ -22,6 +22,7 @@ from dspool.errors import OptionsError, PoolClosed
 from dspool.pool.interrupts import guarded
 from dspool.pool.progress import Progress
 from dspool.pool.waits import ThreadWaits, drive_async
+from dspool.supervisor.starting import start_soon
 
 if TYPE_CHECKING:
     from dspool.pool.blocking import Pool
@@ -96,7 +97,7 @@ class RowPump:
             with self._scope:
                 async with anyio.create_task_group() as tasks:
                     for _ in range(min(self._concurrency, self._most)):
-                        tasks.start_soon(self._work)
+                        start_soon(tasks, self._work)
         except Exception as error:
             end.error = error
         except BaseException as error:
@@ -384,7 +385,7 @@ class AsyncRows(AsyncIterator[Any]):
     def __del__(self) -> None:
         if not getattr(self, "_over", True):
             self._over = True
-            if self._start is None:
+            if self._start is None and not self._pump.over.is_set():  # else its event loop may have ended too
                 self._pump.cancel()
             self._receive.close()
             self._send.close()

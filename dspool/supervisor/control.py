@@ -22,6 +22,7 @@ from dspool.errors import InvalidMessage, ProtocolError
 from dspool.protocol.codec import MSGPACK
 from dspool.protocol.frames import FrameDecoder
 from dspool.protocol.messages import HANDSHAKE_ID, Request, Response
+from dspool.supervisor.process import tell_loop
 
 _REST_READS = 64
 """Receives of what a dead worker left in the pipe; a grandchild may hold the other end and go on writing."""
@@ -122,7 +123,7 @@ class ControlPipe:
 
     def close(self) -> None:
         """Close the socket."""
-        anyio.notify_closing(self._socket)
+        tell_loop(self._socket)
         self._socket.close()
 
     def _receive(self) -> int | None:

@@ -47,6 +47,7 @@ from dspool.supervisor.listener import Listener
 from dspool.supervisor.memory import OomCounter, RssGauge
 from dspool.supervisor.output import WorkerOutput
 from dspool.supervisor.process import ProcessHandle
+from dspool.supervisor.starting import start_soon
 from dspool.types import ExitReason
 
 DEATH_WAIT_S = 0.02
@@ -153,6 +154,11 @@ class WorkerProcess:
         """In place of live(), where asyncio ended the task before its first step, as it does when a loop is closed."""
         self.phase = Phase.GONE
         self._report(self._ending())
+
+    def end_without_loop(self) -> None:
+        """In place of the rest of live(), where its event loop was closed in the middle: kill it, blocking shortly."""
+        self.phase, self._tasks = Phase.GONE, None
+        self._report(self._collect() if hasattr(self, "_handle") else self._ending())
 
     async def _launch(self, launcher: Launcher) -> bool:
         """Start the process; False where a kill came first."""
@@ -340,7 +346,7 @@ class WorkerProcess:
     def _do(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Run a task that ends with the process, and whose fault is the end of this worker alone."""
         if self._tasks is not None:
-            self._tasks.start_soon(self._guard, work, args)
+            start_soon(self._tasks, self._guard, work, args)
 
     async def _guard(self, work: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> None:
         try:

@@ -68,6 +68,12 @@ class Launched(Protocol):
         """Called once, when `exit_fd` is readable: kill what is left of the group, collect the status. Never blocks."""
 
 
+def tell_loop(fd: int | socket.socket) -> None:
+    """Wake whoever waits for a descriptor that is about to be closed; nobody does where no event loop runs."""
+    with contextlib.suppress(RuntimeError):
+        anyio.notify_closing(fd)
+
+
 class ProcessHandle:
     """Owns what a launcher handed over, and closes it.
 
@@ -126,7 +132,7 @@ class ProcessHandle:
         self.cut_lifeline()
         launched = self.launched
         for fd in (launched.exit_fd, *launched.output_fds.values()):
-            anyio.notify_closing(fd)
+            tell_loop(fd)
             forked.close_fd(fd)
         if launched.dump_fd is not None:
             forked.close_fd(launched.dump_fd)

@@ -27,6 +27,7 @@ from dspool.supervisor.launch import Launcher
 from dspool.supervisor.life import WorkerProcess
 from dspool.supervisor.listener import Listener
 from dspool.supervisor.memory import OomCounter
+from dspool.supervisor.starting import start_soon
 from dspool.types import ExitReason, ExitReport
 
 __all__ = ["Listener", "Supervisor", "WorkerProcess"]
@@ -77,7 +78,7 @@ class Supervisor:
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
-                tasks.start_soon(self._sample_rss)
+                start_soon(tasks, self._sample_rss)
                 task_status.started()
                 try:
                     await self._closing.wait()
@@ -102,6 +103,12 @@ class Supervisor:
         self._closing.set()
         await self._over.wait()
 
+    def end_without_loop(self) -> None:
+        """In place of aclose(), where the event loop was closed while run() ran. Any thread may call it."""
+        for worker in list(self._workers.values()):
+            worker.end_without_loop()
+        self._workers.clear()
+
     def start(self, worker_id: int, group: WorkerGroup) -> None:
         """Start a worker: worker_ready or worker_exited will follow. Only while run() runs.
 
@@ -117,7 +124,7 @@ class Supervisor:
             return
         worker = WorkerProcess(worker_id, group, self._options, self._listener, self._oom)
         self._workers[worker_id] = worker
-        self._tasks.start_soon(self._live, worker)
+        start_soon(self._tasks, self._live, worker)
 
     def stop(self, worker_id: int, reason: ExitReason, deadline: float) -> None:
         """Ask a worker to end: shutdown, then EOF, then SIGTERM, then a kill at the deadline (monotonic)."""

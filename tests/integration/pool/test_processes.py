@@ -105,6 +105,86 @@ def test_a_pool_nobody_closed_warns_and_ends_its_workers(script: RunScript) -> N
     assert manager.end() == 0, manager.errors()
 
 
+LOOP_ENDED = """
+import asyncio, json, sys, warnings
+import anyio, dspool
+from dspool.testing.scripted import ScriptedLauncher, behave
+
+warnings.simplefilter("always")
+left, backend = sys.argv[1:]
+kept = []
+
+async def main():
+    options = {"lazy": {"lazy": True}, "starting": {"min_ready": 0}}.get(left, {})
+    pool = await dspool.AsyncPool(name="left", workers=2, launcher=ScriptedLauncher(), **options).open()
+    kept.append(pool)
+    if left == "lease":
+        kept.append(await pool.checkout())
+    if left == "map":
+        kept.append(pool.map(behave, [{"value": 1}] * 9))
+        await anext(kept[-1])
+    if left == "call":
+        kept.append(asyncio.create_task(pool.run(behave, {"do": "sleep", "seconds": 60})))
+        while not (await pool.stats()).leased:
+            await asyncio.sleep(0)
+    return [worker.pid for worker in await pool.workers() if worker.pid]
+
+print(json.dumps(anyio.run(main, backend=backend)), flush=True)
+kept.clear()
+"""
+
+
+@pytest.mark.parametrize(
+    ("left", "backend"),
+    [(left, "asyncio") for left in ("idle", "lazy", "starting", "lease", "map", "call")]
+    + [(left, "trio") for left in ("idle", "lazy", "starting", "lease", "map")],
+)
+def test_an_async_pool_left_open_when_its_loop_ends_is_told_of_and_nothing_else_is(
+    script: RunScript, all_end: AllEnd, left: str, backend: str
+) -> None:
+    manager = script(LOOP_ENDED, left, backend)
+    all_end(manager.line())
+    assert manager.end() == 0
+    said = [line for line in manager.errors().splitlines() if not line.startswith(" ")]
+    said.remove("ResourceWarning: Enable tracemalloc to get the object allocation traceback")
+    assert len(said) == 1, said
+    assert "ResourceWarning: async pool 'left' was never closed; its workers were killed" in said[0]
+    assert "Use `async with`, or await close()" in said[0]
+
+
+CLOSED_LOOP = """
+import asyncio, gc, json, sys, warnings
+import dspool
+from dspool.testing.scripted import ScriptedLauncher
+
+async def main():
+    pool = await dspool.AsyncPool(name="left", workers=2, launcher=ScriptedLauncher()).open()
+    return pool, [worker.pid for worker in await pool.workers()]
+
+loop = asyncio.new_event_loop()
+pool, pids = loop.run_until_complete(main())
+loop.close()
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    del pool
+    gc.collect()
+    print(json.dumps([pids, [str(each.message) for each in seen]]), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_an_async_pool_whose_loop_was_closed_kills_its_workers_when_it_is_collected(
+    script: RunScript, all_end: AllEnd
+) -> None:
+    manager = script(CLOSED_LOOP)
+    pids, warnings = manager.line()
+    all_end(pids)  # while the manager lives on
+    assert len(warnings) == 1
+    assert "async pool 'left' was never closed; its workers are killed" in warnings[0]
+    assert manager.end() == 0
+    assert manager.errors() == ""
+
+
 def test_workers_die_with_a_killed_manager(script: RunScript, all_end: AllEnd) -> None:
     manager = script(LEFT_OPEN + "sys.stdin.read()\n")
     workers = manager.line()
