@@ -17,7 +17,9 @@ from dspool.options import EventHook
 from dspool.types import ExitReport
 
 QUEUE_LENGTH = 1000
-_WARNINGS = frozenset({"worker.lost", "worker.wont_end", "pool.breaker_opened", "program.quarantined", "hook.failed"})
+_WARNINGS = frozenset(
+    {"worker.lost", "worker.wont_end", "worker.too_large", "pool.breaker_opened", "program.quarantined", "hook.failed"}
+)
 
 
 class Events:

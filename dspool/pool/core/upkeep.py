@@ -103,8 +103,14 @@ class Upkeep(Fleet):
             worker.rss_over = 0
             return
         worker.rss_over += 1
-        if worker.rss_over >= 2:
+        if worker.rss_over < 2:
+            return
+        if worker.calls or worker.leased:
             self._mark_due(worker, "recycle_memory")
+        elif worker.rss_over == 2:  # a successor would be as large before its first call, and its successor too
+            detail = "it ran no call yet: max_rss_bytes is less than a worker needs; raise it"
+            sizes = {"rss_bytes": command.rss_bytes, "max_rss_bytes": limit}
+            self._report("worker.too_large", worker_id=worker.worker_id, detail=detail, **sizes)
 
     # --- size -----------------------------------------------------------------------------------------------------
 

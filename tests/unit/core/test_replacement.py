@@ -23,6 +23,7 @@ def make_due(world: World, reason: str) -> None:
     elif reason == "recycle_age":
         world.tick(100.0)
     elif reason == "recycle_memory":
+        world.run(program="p")
         world.do(RssSampled(1, 900 * MIB))
         world.do(RssSampled(1, 900 * MIB))
     else:
@@ -76,12 +77,24 @@ def test_a_worker_is_due_after_at_most_max_requests_and_at_least_nine_tenths_of_
 
 def test_one_sample_over_the_memory_limit_is_not_enough() -> None:
     world = World.ready(1, max_rss_bytes=500 * MIB)
+    world.run(program="p")
     assert world.do(RssSampled(1, 900 * MIB)) == []
     assert world.do(RssSampled(1, 100 * MIB)) == []
     assert world.do(RssSampled(1, 900 * MIB)) == []
     assert world.core.workers[1].due is None
     assert world.do(RssSampled(1, 901 * MIB)) == [Spawn(2, "default")]
     assert world.core.workers[1].rss_bytes == 901 * MIB
+
+
+def test_a_worker_that_ran_nothing_yet_is_not_replaced_for_its_memory_since_another_would_be_as_large() -> None:
+    world = World.ready(1, max_rss_bytes=500 * MIB)
+    for events in ([], ["worker.too_large"], [], []):
+        assert world.do(RssSampled(1, 900 * MIB)) == []
+        assert world.events == events
+    lease = world.checkout()
+    assert world.do(RssSampled(1, 900 * MIB)) == [Spawn(2, "default")]
+    assert world.core.workers[1].due == "recycle_memory"
+    world.checkin(lease)
 
 
 def test_memory_is_only_noted_where_it_is_not_limited() -> None:
