@@ -49,6 +49,7 @@ _DEFAULTS: dict[str, Any] = {
     "train_kwargs": {},
 }
 """dspy.LM's own: left out, so that an LM and the bare name of its model are one where they mean the same."""
+_OFFLINE = ("offline", "offline/extractive")
 _UNCOMPARED = LM_RECORDS | {"provider", "_engine_store", "_engine_lock"}
 _SEARCH_DEPTH = 8
 _PLAIN = (type(None), bool, int, float, str)
@@ -155,6 +156,11 @@ def _from_arguments(arguments: Mapping[Any, Any]) -> LMSpec:
         raise OptionsError(f"lm's model must be a non-empty string; it is {model!r:.80}")
     if model.partition("/")[1:] == ("/", ""):
         raise OptionsError(f"lm's model {model!r:.80} has a provider but no model after it")
+    if model in _OFFLINE:
+        raise OptionsError(
+            f"lm={model!r} names the offline LM in commands alone, so that no code uses it unawares; it quotes instead "
+            "of thinking. In code pass the object: lm=dspool.testing.offline_lm.offline_lm()"
+        )
     kwargs: dict[str, Any] = {}
     for name, value in arguments.items():
         if not isinstance(name, str):

@@ -74,6 +74,8 @@ def test_what_dspy_would_take_anyway_makes_no_difference() -> None:
         ("", "must be a non-empty string"),
         ("openai/", "has a provider but no model after it"),
         ({"api_key": KEY}, 'has no "model"'),
+        ("offline", r"pass the object: lm=dspool\.testing\.offline_lm\.offline_lm\(\)"),
+        ({"model": "offline/extractive"}, "names the offline LM in commands alone"),
         ({"model": 5}, "must be a non-empty string; it is 5"),
         ({"model": "openai/m", 5: KEY}, "an argument whose name is a int"),
         (
