@@ -127,7 +127,8 @@ demo: $(STAMP) ## the main job on four workers, one of which is killed half-way 
 test: $(STAMP) ## every test (ARGS are pytest's, as in ARGS="-k lease -x")
 	@$(PY) -m pytest $(ARGS)
 
-SOURCES := $(wildcard dspool tests benchmarks examples)
+# The pages of docs/ are not ruff's: build_reference.py writes them.
+SOURCES := $(wildcard dspool tests benchmarks examples docs/*.py)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff: rules and layout, changing nothing
@@ -140,8 +141,8 @@ fmt: $(STAMP) ## ruff: put right what it can
 	@$(PY) -m ruff format $(SOURCES)
 
 .PHONY: type
-type: $(STAMP) ## mypy, strict, over source, tests and benchmarks
-	@$(PY) -m mypy $(wildcard dspool tests benchmarks)
+type: $(STAMP) ## mypy, strict, over all of it
+	@$(PY) -m mypy $(SOURCES)
 
 .PHONY: sim
 sim: $(STAMP) ## the simulator over SEEDS seeds, each run twice with equal traces

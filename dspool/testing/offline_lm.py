@@ -33,7 +33,7 @@ from dspool.testing.schema_values import build
 __all__ = ["OFFLINE_MODEL", "AsyncOfflineEngine", "OfflineEngine", "complete_text", "offline_lm"]
 
 OFFLINE_MODEL = "offline/extractive"
-"""The model's name, and the spec string by which a pool or a worker asks for it."""
+"""The model's name, and what the commands take for it beside "offline"."""
 
 _TITLES = frozenset(("title", "headline", "heading", "subject", "topic"))
 _SUMMARIES = frozenset(("summary", "abstract", "gist", "tldr", "synopsis", "overview"))
