@@ -152,6 +152,9 @@ class PoolOptions:
         env: variables added to the workers' environment; None as a value removes one.
         check: hook(worker, request) -> KEEP | Remove(...) | Skip(...), called in the caller before each call is sent.
         on_event: hook(name, fields), called on a thread of its own for each thing that happens to a worker or the pool.
+        debug_log: a file that gets one line of JSON for each frame of the pool's pipes: time, worker, slot, command,
+            id, size and duration, nothing of what it carries. It is made with mode 0600 and appended to without limit;
+            to make it shorter is up to you (logrotate with copytruncate).
         python: the workers' interpreter (default: this one).
         max_restarts: failed starts within `restart_window_s` that a group may have before its starts are stopped.
         restart_window_s: the window of `max_restarts`, seconds.
@@ -196,6 +199,7 @@ class PoolOptions:
     env: Mapping[str, str | None] = field(default_factory=dict, repr=False)
     check: CheckHook | None = None
     on_event: EventHook | None = None
+    debug_log: str | os.PathLike[str] | None = None
     python: str | os.PathLike[str] | None = None
     max_restarts: int = 3
     restart_window_s: float = 60.0
@@ -237,6 +241,8 @@ class PoolOptions:
         for hook in ("check", "on_event"):
             if getattr(self, hook) is not None and not callable(getattr(self, hook)):
                 raise OptionsError(f"{hook} must be callable or None, not {getattr(self, hook)!r}")
+        if self.debug_log is not None and not (isinstance(self.debug_log, (str, os.PathLike)) and str(self.debug_log)):
+            raise OptionsError(f"debug_log must be a path or None; it is {self.debug_log!r}")
         if not isinstance(self.lazy, bool):
             raise OptionsError(f"lazy must be True or False, not {self.lazy!r}")
         self._check_workers()

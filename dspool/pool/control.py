@@ -31,6 +31,7 @@ from dspool.pool.programs import ProgramStore
 from dspool.protocol.codec import MSGPACK
 from dspool.protocol.messages import HANDSHAKE_ID, BootConfig, LMSpec, NamedProgram, Request
 from dspool.supervisor import boot, forked
+from dspool.supervisor.frame_log import FrameLog
 from dspool.supervisor.launch import Launcher, SpawnLauncher
 from dspool.supervisor.starting import start_soon
 from dspool.supervisor.supervisor import Supervisor
@@ -60,6 +61,7 @@ class ControlPlane:
         ]
         self._check_boot_configs()
         self._woken = False
+        self.frame_log = FrameLog(options.debug_log, options.name) if options.debug_log is not None else None
         # What is wrong with an option has been found by now: nothing has to be closed for it.
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
@@ -69,7 +71,7 @@ class ControlPlane:
         self.events = Events(options.name, options.on_event)
         launcher = launcher or SpawnLauncher()
         self.driver.start_method = launcher.start_method
-        self.supervisor = Supervisor(options, launcher, self.driver, self._boot_config)
+        self.supervisor = Supervisor(options, launcher, self.driver, self._boot_config, frame_log=self.frame_log)
         self._performers: dict[type, Callable[[Any], None]] = {
             c.Spawn: lambda order: self.supervisor.start(order.worker_id, self.driver.core.groups[order.group].options),
             c.Stop: lambda order: self.supervisor.stop(order.worker_id, order.reason, order.deadline),
@@ -115,9 +117,7 @@ class ControlPlane:
                     with anyio.CancelScope(shield=True):
                         await anyio.to_thread.run_sync(self.events.close, _EVENTS_CLOSE_S)
             finally:
-                driver.ended()
-                self._wake_in.close()
-                self._wake_out.close()
+                self._release()
 
     def _finished(self) -> bool:
         driver = self.driver
@@ -161,7 +161,12 @@ class ControlPlane:
     def end_without_loop(self) -> None:
         """In place of the rest of run(), where its event loop was closed in the middle: the workers are killed."""
         self.supervisor.end_without_loop()
+        self._release()
+
+    def _release(self) -> None:
         self.driver.ended()
+        if self.frame_log is not None:
+            self.frame_log.close()
         self._wake_in.close()
         self._wake_out.close()
 

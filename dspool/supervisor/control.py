@@ -81,8 +81,7 @@ class ControlPipe:
         request_id = next(self._ids)
         frame = MSGPACK.encode(Request(request_id, command, args), self._max_frame_bytes)
         question = self._open[request_id] = Question(request_id)
-        self._unsent.append(memoryview(frame))
-        self._write()
+        self._send(frame)
         return question
 
     def give_up(self, question: Question) -> None:
@@ -136,10 +135,11 @@ class ControlPipe:
             return 0
         self._decoder.received(count)
         while (frame := self._decoder.next_frame()) is not None:
-            self._take(MSGPACK.decode_response(frame))
+            self._take(frame)
         return count
 
-    def _take(self, response: Response) -> None:
+    def _take(self, frame: memoryview) -> None:
+        response = MSGPACK.decode_response(frame)
         if response.id in self._given_up:
             self._given_up.discard(response.id)
             return
@@ -149,6 +149,10 @@ class ControlPipe:
                 f"an answer to request {response.id}, which is not open", "invalid_response", response.id
             )
         question.resolve(response)
+
+    def _send(self, frame: bytearray) -> None:
+        self._unsent.append(memoryview(frame))
+        self._write()
 
     def _write(self) -> None:
         try:

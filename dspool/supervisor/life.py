@@ -42,8 +42,10 @@ from dspool.supervisor.boot import BootFailure
 from dspool.supervisor.control import ControlPipe, Question
 from dspool.supervisor.exits import Ending, Order, build_report, fitting_order
 from dspool.supervisor.faults import faults_logged, log_fault
+from dspool.supervisor.frame_log import FrameLog
 from dspool.supervisor.launch import Launcher, LaunchRequest, worker_environment
 from dspool.supervisor.listener import Listener
+from dspool.supervisor.logged_control import control_pipe
 from dspool.supervisor.memory import OomCounter, RssGauge
 from dspool.supervisor.output import WorkerOutput
 from dspool.supervisor.process import ProcessHandle
@@ -90,7 +92,13 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, worker_id: int, group: WorkerGroup, options: PoolOptions, listener: Listener, oom: OomCounter
+        self,
+        worker_id: int,
+        group: WorkerGroup,
+        options: PoolOptions,
+        listener: Listener,
+        oom: OomCounter,
+        frame_log: FrameLog | None = None,
     ) -> None:
         self.worker_id = worker_id
         self.group = group
@@ -105,6 +113,7 @@ class WorkerProcess:
         self._options = options
         self._listener = listener
         self._oom = oom
+        self._frame_log = frame_log
         self._handle: ProcessHandle
         self._control: ControlPipe
         self._output: WorkerOutput
@@ -179,7 +188,7 @@ class WorkerProcess:
         self.pid, self.start_method, self.slots = launched.pid, launched.start_method, launched.slots
         self._rss = None if self.pid is None else RssGauge(self.pid)
         self._log = self._log.bind(pid=self.pid)
-        self._control = ControlPipe(launched.control, self._options.max_frame_bytes)
+        self._control = control_pipe(launched.control, self._options.max_frame_bytes, self._frame_log, self.worker_id)
         fields = {"pool": self._options.name, "worker_id": self.worker_id, "pid": self.pid}
         self._output = WorkerOutput(launched.output_fds, fields)
         return True

@@ -22,6 +22,7 @@ from dspool.logs import get_logger
 from dspool.options import PoolOptions, WorkerGroup
 from dspool.protocol.messages import BootConfig
 from dspool.supervisor.faults import log_fault
+from dspool.supervisor.frame_log import FrameLog
 from dspool.supervisor.health import RSS_INTERVAL_S, sample_rss
 from dspool.supervisor.launch import Launcher
 from dspool.supervisor.life import WorkerProcess
@@ -46,6 +47,7 @@ class Supervisor:
         listener: who is told.
         boot_config: (worker_id, group name) -> what the handshake tells that worker. Called at its start.
         rss_interval_s: seconds between two samples of the workers' memory.
+        frame_log: where the control pipes' frames are logged, or None.
     """
 
     def __init__(
@@ -56,12 +58,14 @@ class Supervisor:
         boot_config: Callable[[int, str], BootConfig],
         *,
         rss_interval_s: float = RSS_INTERVAL_S,
+        frame_log: FrameLog | None = None,
     ) -> None:
         self._options = options
         self._launcher = launcher
         self._listener = listener
         self._boot_config = boot_config
         self._rss_interval_s = rss_interval_s
+        self._frame_log = frame_log
         self._workers: dict[int, WorkerProcess] = {}
         self._oom = OomCounter()
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -122,7 +126,7 @@ class Supervisor:
             )
             self._listener.worker_exited(worker_id, report)
             return
-        worker = WorkerProcess(worker_id, group, self._options, self._listener, self._oom)
+        worker = WorkerProcess(worker_id, group, self._options, self._listener, self._oom, self._frame_log)
         self._workers[worker_id] = worker
         start_soon(self._tasks, self._live, worker)
 
