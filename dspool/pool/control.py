@@ -62,6 +62,7 @@ class ControlPlane:
         self._check_boot_configs()
         self._woken = False
         self.frame_log = FrameLog(options.debug_log, options.name) if options.debug_log is not None else None
+        self.driver.frame_log = self.frame_log
         # What is wrong with an option has been found by now: nothing has to be closed for it.
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)

@@ -35,7 +35,9 @@ from dspool.pool.core.machine import PoolCore
 from dspool.pool.core.records import Lease
 from dspool.pool.core.snapshot import pool_health, pool_stats, worker_info
 from dspool.pool.core.states import LeaseState, PoolState
+from dspool.pool.logged_pipe import slot_pipes
 from dspool.pool.slot_pipe import SlotPipe
+from dspool.supervisor.frame_log import FrameLog
 from dspool.types import ExitReason, ExitReport, PoolHealth, PoolStats, WorkerInfo
 
 REPORTS_KEPT = 1000
@@ -76,6 +78,7 @@ class Driver:
         """When the control plane will wake by itself."""
         self.changed: deque[Waker] = deque()
         """Called once after each change of the fleet: a worker became ready or ended, the pool closed."""
+        self.frame_log: FrameLog | None = None
         self._wake_control = wake_control
         self._lock = threading.Lock()
         self._inside: set[int] = set()
@@ -307,7 +310,7 @@ class Driver:
     def worker_ready(self, worker_id: int, worker: Any) -> None:
         """A worker is ready: its slots' pipes are ours from now on."""
         self.processes[worker_id] = (worker.pid, worker.start_method)
-        self.pipes[worker_id] = [SlotPipe(sock, self.options.max_frame_bytes) for sock in worker.slots]
+        self.pipes[worker_id] = slot_pipes(worker.slots, self.options.max_frame_bytes, self.frame_log, worker_id)
         self.step(c.WorkerReady(worker_id))
         self._tell_changed()
 
