@@ -9,6 +9,7 @@ anyio     the same through anyio: for the control plane of a blocking pool, whic
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import threading
 import time
@@ -183,13 +184,19 @@ class ThreadWaits(AsyncioWaits):
         finally:
             self.loop.remove_reader(fd)
 
-    async def changed(self, deadline: float) -> bool:
-        """Until something about the workers changed; it is told on another thread."""
-        if self.driver.over.is_set():
-            return False
-        future: asyncio.Future[bool] = self.loop.create_future()
-        self.driver.changed.append(lambda: self._tell(future))
-        return await self._until(future, deadline)
+    async def report(self, worker_id: int, deadline: float) -> bool:
+        """Until the worker's exit report is there; it is brought by another thread.
+
+        1. We look: it isn't there. 2. It comes, and whoever waits is woken. 3. We begin to wait, for ever. So we look
+        once more when we can be woken.
+        """
+        driver = self.driver
+        while worker_id not in driver.reports:
+            future: asyncio.Future[bool] = self.loop.create_future()
+            driver.changed.append(functools.partial(self._tell, future))
+            if worker_id in driver.reports or driver.over.is_set() or not await self._until(future, deadline):
+                break
+        return worker_id in driver.reports
 
 
 class Reader:
