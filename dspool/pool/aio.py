@@ -81,7 +81,7 @@ class AsyncPool(PoolFront):
         if _on_trio():
             self._waits = TrioWaits(control.driver)
             self._home = self._waits.token
-            control.driver.protect_from_interrupts(self._waits.trio.lowlevel.enable_ki_protection)
+            control.driver.protect_from_interrupts(self._waits.trio.lowlevel.enable_ki_protection, calls=True)
             spawn = self._waits.trio.lowlevel.spawn_system_task
             spawn(_serve, control, self._waits, self._nursery, name=f"dspool-control-{self.name}")
         else:
@@ -114,7 +114,7 @@ class AsyncPool(PoolFront):
         driver = control.driver
         with anyio.CancelScope(shield=True):
             if not driver.over.is_set():
-                driver.step(c.Close(time.monotonic() + grace_s))
+                driver.order(c.Close(time.monotonic() + grace_s))
                 control.wake()
                 deadline = time.monotonic() + grace_s + self.options.grace_s + _CLOSE_SLACK_S
                 assert self._waits is not None
@@ -141,7 +141,7 @@ class AsyncPool(PoolFront):
             source=self,
         )
         if not over:
-            control.driver.step(c.Close(time.monotonic()))
+            control.driver.order(c.Close(time.monotonic()))
             control.wake()
             if self._task is not None and self._task.get_loop().is_closed():
                 control.end_without_loop()
@@ -162,7 +162,7 @@ class AsyncPool(PoolFront):
         """As Pool.drain()."""
         driver = self._driver
         left_s = seconds("timeout_s", timeout_s, none=True)
-        driver.step(c.Drain())
+        driver.order(c.Drain())
         with anyio.move_on_after(left_s):
             while driver.busy:
                 driver.check_sound()
@@ -189,7 +189,7 @@ class AsyncPool(PoolFront):
         idempotent: bool = False,
     ) -> Any:
         """As Pool.run()."""
-        call = self._prepare(
+        _, resolved, steps = self._prepare(
             program,
             inputs,
             session=session,
@@ -201,9 +201,8 @@ class AsyncPool(PoolFront):
             lm=lm,
             idempotent=idempotent,
         )
-        steps = call.steps()
         response, worker_id = await self._drive(steps)
-        return self._finish(call.program, response, worker_id)
+        return self._finish(resolved, response, worker_id)
 
     def map(
         self,
@@ -225,10 +224,9 @@ class AsyncPool(PoolFront):
         sorter = Sorter(ordered=ordered, with_index=with_index, return_exceptions=return_exceptions)
 
         async def run_row(row: Any) -> Any:
-            call = self._prepare_row(program, row, as_run)
-            steps = call.steps()
+            _, resolved, steps = self._prepare_row(program, row, as_run)
             response, worker_id = await self._drive(steps)
-            return self._finish(call.program, response, worker_id)
+            return self._finish(resolved, response, worker_id)
 
         return AsyncRows(rows, run_row, width, sorter, bar, self._start_task)
 
@@ -270,7 +268,7 @@ class AsyncPool(PoolFront):
 
     async def release(self, program: Any) -> None:
         """As Pool.release()."""
-        self._driver.step(c.Release(self._program_id(program)))
+        self._driver.order(c.Release(self._program_id(program)))
 
     async def refresh(self, program: Any) -> None:
         """As Pool.refresh()."""
@@ -282,11 +280,11 @@ class AsyncPool(PoolFront):
 
     async def reload(self) -> None:
         """As Pool.reload()."""
-        self._driver.step(c.Reload())
+        self._driver.order(c.Reload())
 
     async def recycle(self, worker_id: int) -> None:
         """As Pool.recycle()."""
-        self._known(worker_id).step(c.Recycle(worker_id))
+        self._known(worker_id).order(c.Recycle(worker_id))
 
     async def kill(self, worker_id: int) -> None:
         """As Pool.kill()."""
@@ -294,11 +292,11 @@ class AsyncPool(PoolFront):
 
     async def pause(self) -> None:
         """As Pool.pause()."""
-        self._driver.step(c.Pause())
+        self._driver.order(c.Pause())
 
     async def resume(self) -> None:
         """As Pool.resume()."""
-        self._driver.step(c.Resume())
+        self._driver.order(c.Resume())
 
     async def stats(self) -> PoolStats:
         """As Pool.stats()."""
@@ -329,7 +327,7 @@ class AsyncPool(PoolFront):
 
     async def _drive(self, steps: Steps[T]) -> T:
         assert self._waits is not None
-        return await drive_async(steps, self._waits.wait)
+        return await drive_async(steps, self._waits)
 
     def _start_task(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._driver.check_usable()
@@ -341,7 +339,7 @@ async def _serve(control: ControlPlane, waits: AnyioWaits, nursery: list[anyio.a
     try:
         async with anyio.create_task_group() as tasks:
             nursery.append(tasks)
-            await control.run(lambda steps: drive_async(steps, waits.wait))
+            await control.run(lambda steps: drive_async(steps, waits))
             tasks.cancel_scope.cancel()
     except Exception:
         return  # the control plane has said so; on trio it would take the application's whole run with it

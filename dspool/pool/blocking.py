@@ -28,7 +28,7 @@ from dspool.pool.interrupts import guard, guarded
 from dspool.pool.leases import Lease
 from dspool.pool.mapping import map_rows
 from dspool.pool.polling import drive
-from dspool.pool.waits import anyio_wait, drive_async
+from dspool.pool.waits import AnyioWaits, drive_async
 from dspool.supervisor.launch import Launcher
 from dspool.types import Affinity, PoolHealth, PoolStats, WorkerInfo
 
@@ -72,7 +72,7 @@ class Pool(PoolFront):
         if self._control is not None:
             raise PoolError(f"pool {self.name!r} was opened before; make a new one")
         self._control = control = ControlPlane(self.options, self._launcher)
-        control.driver.protect_from_interrupts(guarded)
+        control.driver.protect_from_interrupts(guarded, calls=False)
         guard.install()
         self._thread = threading.Thread(target=_serve, args=(control,), name=f"dspool-control-{self.name}", daemon=True)
         self._thread.start()
@@ -101,7 +101,7 @@ class Pool(PoolFront):
         driver = control.driver
         held = guard.enter() if threading.get_ident() == guard.main else None
         try:
-            driver.step(c.Close(time.monotonic() + grace_s))
+            driver.order(c.Close(time.monotonic() + grace_s))
             control.wake()
             if driver.in_step or threading.current_thread() is self._thread:
                 return
@@ -126,7 +126,7 @@ class Pool(PoolFront):
         if control is None or control.driver.over.is_set() or control.driver.pid != os.getpid():
             return
         _warn(f"pool {self.name!r} was never closed; its workers are killed", ResourceWarning, source=self)
-        control.driver.step(c.Close(time.monotonic()))
+        control.driver.order(c.Close(time.monotonic()))
         control.wake()
 
     def wait_ready(self, workers: int | None = None, timeout_s: float | None = None) -> None:
@@ -161,7 +161,7 @@ class Pool(PoolFront):
         """
         driver = self._driver
         deadline = time.monotonic() + seconds("timeout_s", timeout_s, none=True)
-        driver.step(c.Drain())
+        driver.order(c.Drain())
         while driver.busy:
             self._driver.check_sound()
             done = threading.Event()
@@ -213,7 +213,7 @@ class Pool(PoolFront):
             ProgramError: the program failed; the worker is healthy.
             KeyboardInterrupt: Ctrl-C; a call that was sent is cancelled, its worker replaced.
         """
-        call = self._prepare(
+        driver, resolved, steps = self._prepare(
             program,
             inputs,
             session=session,
@@ -225,8 +225,8 @@ class Pool(PoolFront):
             lm=lm,
             idempotent=idempotent,
         )
-        response, worker_id = drive(call.driver, call.steps())
-        return self._finish(call.program, response, worker_id)
+        response, worker_id = drive(driver, steps)
+        return self._finish(resolved, response, worker_id)
 
     def map(
         self,
@@ -358,7 +358,7 @@ class Pool(PoolFront):
 
     def release(self, program: Any) -> None:
         """Let a quarantined program run again: the program, its name, or the id that ProgramQuarantined names."""
-        self._driver.step(c.Release(self._program_id(program)))
+        self._driver.order(c.Release(self._program_id(program)))
 
     def refresh(self, program: Any) -> None:
         """Look at a program object again, after a change in place that its fingerprint can't see."""
@@ -372,11 +372,11 @@ class Pool(PoolFront):
 
     def reload(self) -> None:
         """Replace every worker, one at a time, each kept until its replacement is ready. Returns at once."""
-        self._driver.step(c.Reload())
+        self._driver.order(c.Reload())
 
     def recycle(self, worker_id: int) -> None:
         """Replace one worker in the same way."""
-        self._known(worker_id).step(c.Recycle(worker_id))
+        self._known(worker_id).order(c.Recycle(worker_id))
 
     def kill(self, worker_id: int) -> None:
         """Kill one worker, at once; its calls raise WorkerLost. It is replaced."""
@@ -384,11 +384,11 @@ class Pool(PoolFront):
 
     def pause(self) -> None:
         """Lend no worker until resume(); calls wait."""
-        self._driver.step(c.Pause())
+        self._driver.order(c.Pause())
 
     def resume(self) -> None:
         """Undo pause() or drain()."""
-        self._driver.step(c.Resume())
+        self._driver.order(c.Resume())
 
     def stats(self) -> PoolStats:
         """Counters since open() and gauges of now; readable after close() too."""
@@ -406,7 +406,8 @@ class Pool(PoolFront):
 def _serve(control: ControlPlane) -> None:
     """The control thread. Whatever ends it, its callers are told."""
     try:
-        anyio.run(control.run, lambda steps: drive_async(steps, anyio_wait))
+        waits = AnyioWaits(control.driver)
+        anyio.run(control.run, lambda steps: drive_async(steps, waits))
     except BaseException as error:
         control.failed(error)
     finally:

@@ -5,11 +5,11 @@
     supervisor (control loop)  --Listener-->  step(WorkerReady | WorkerExited | ...)
 
 Rules:
-    1. `step` is the only caller of `core.handle`. One lock, never held across I/O, user code or an await.
+    1. `step` is the only caller of `core.handle`. One lock, never held across I/O, user code or an await. It is
+       re-entrant so that rule 2 can be kept.
     2. Re-entry on the same thread (a signal handler's close(), a garbage-collected lease) goes to an inbox that the
        outer frame empties before it unlocks.
-    3. Grant and Reject only wake: a caller reads its lease from the table. A caller whose own lease is granted at once
-       is not woken, since it doesn't sleep.
+    3. Grant and Reject only wake: a caller reads its lease from the table. Who doesn't sleep is not woken.
     4. Any exception out of the core breaks the pool: never go on with half a step.
 
 It must not know how its callers wait: they leave a function that wakes them.
@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from itertools import count
@@ -41,9 +42,8 @@ from dspool.supervisor.frame_log import FrameLog
 from dspool.types import ExitReason, ExitReport, PoolHealth, PoolStats, WorkerInfo
 
 REPORTS_KEPT = 1000
-AT_ONCE = 0.0
-"""A checkout's deadline that is its own step: now or never. One that is computed before would be over by then."""
 Waker = Callable[[], None]
+_drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
 T = TypeVar("T")
 _WAKES = (c.Grant, c.Reject)
 
@@ -74,69 +74,69 @@ class Driver:
         self.start_method: str = options.start_method
         """How workers are really started: the launcher's word for it."""
         self.pid = os.getpid()
+        self.usable = True
+        """check_usable() raises nothing. One look for a call, where the reasons would be four."""
         self.sleeps_until = float("inf")
         """When the control plane will wake by itself."""
         self.changed: deque[Waker] = deque()
         """Called once after each change of the fleet: a worker became ready or ended, the pool closed."""
         self.frame_log: FrameLog | None = None
         self._wake_control = wake_control
-        self._lock = threading.Lock()
-        self._inside: set[int] = set()
+        self._lock = threading.RLock()
+        self._stepping = False
         self._inbox: deque[c.Command] = deque()
         self._when_idle: deque[Waker] = deque()
         self._wakers: dict[int, Waker] = {}
         self._woken: deque[int] = deque()
+        _drivers.add(self)
 
     # --- the door -------------------------------------------------------------------------------------------------
 
     def step(self, command: c.Command) -> None:
         """Put one command to the core and hand its effects on."""
-        thread = threading.get_ident()
-        if thread in self._inside:
-            self._inbox.append(command)
-            return
-        self._inside.add(thread)
-        own = command.lease_id if type(command) is c.Checkout else 0
-        call_control = False
-        try:
-            with self._lock:
-                call_control = self._handle(command, own)
-                while self._inbox:
-                    call_control = self._handle(self._inbox.popleft(), 0) or call_control
-        finally:
-            self._inside.discard(thread)
+        with self._lock:
+            if self._stepping:
+                self._inbox.append(command)
+                return
+            self._stepping = True
+            try:
+                wanted = self._step(command)
+            finally:
+                self._stepping = False
         if self._inbox:  # a signal handler came between emptying the inbox and leaving
             self.step(c.Tick())
-        if call_control:
+        if wanted:
             self._wake_control()
         if self._woken:
             self._drain_wakeups()
         if self._when_idle and not self.core.leases:
             _call_all(self._when_idle)
 
-    def _handle(self, command: c.Command, own: int) -> bool:
-        """One step, locked. Returns whether the control plane is wanted."""
-        if self.broken is not None:
-            return False
-        core = self.core
-        now = time.monotonic()
-        if own and command.deadline == AT_ONCE:  # type: ignore[union-attr]
-            command.deadline = now  # type: ignore[union-attr]
-        try:
-            effects = core.handle(command, now)
-        except BaseException as error:
-            self._break(error)
-            raise
-        wanted = False
-        for effect in effects:
-            if type(effect) in _WAKES:
-                lease_id = effect.lease_id  # type: ignore[union-attr]
-                if lease_id != own:
-                    self._woken.append(lease_id)
-            else:
-                self.orders.append(effect)
-                wanted = True
-        if not wanted:
+    def order(self, command: c.Command) -> None:
+        """A step that is no part of a call: what a user or the control plane wants of the pool."""
+        self.step(command)
+
+    def _step(self, command: c.Command) -> bool:
+        """The step itself, and those that came to the inbox meanwhile. Returns whether the control plane is wanted."""
+        core, wanted = self.core, False
+        while self.broken is None:
+            try:
+                effects = core.handle(command, time.monotonic())
+            except BaseException as error:
+                self._break(error)
+                raise
+            for effect in effects:
+                if type(effect) in _WAKES:
+                    lease_id = effect.lease_id  # type: ignore[union-attr]
+                    if lease_id in self._wakers:
+                        self._woken.append(lease_id)
+                else:
+                    self.orders.append(effect)
+                    wanted = True
+            if not self._inbox:
+                break
+            command = self._inbox.popleft()
+        if not wanted and core.timers.earliest < self.sleeps_until:
             deadline = core.next_deadline()
             wanted = deadline is not None and deadline < self.sleeps_until
         return wanted
@@ -144,6 +144,7 @@ class Driver:
     def _break(self, error: BaseException) -> None:
         """The core was left in the middle of a step, it can't be trusted: kill everything, wake everybody."""
         self.broken = error
+        self.usable = False
         self.orders.append(c.Report("pool.broken", {"error": repr(error)}))
         self.orders.extend(c.Kill(worker_id, "stopped", "the pool is broken") for worker_id in list(self.core.workers))
         self._woken.extend(self._wakers)
@@ -161,7 +162,7 @@ class Driver:
 
     def tick(self) -> None:
         """Time has passed. Wake-ups that a killed thread left are drained too."""
-        self.step(c.Tick())
+        self.order(c.Tick())
         self._drain_wakeups()
 
     # --- callers --------------------------------------------------------------------------------------------------
@@ -184,15 +185,17 @@ class Driver:
         """Whether any call waits or runs."""
         return bool(self.core.leases)
 
-    def lease(self, lease_id: int) -> Lease:
-        """The lease as it stands in the table.
+    def check_out(self, checkout: c.Checkout) -> Lease:
+        """Step a checkout; its lease as it stands in the table after it.
 
         Raises:
             PoolBroken: the table can't be trusted any more.
+            PoolError: there is no lease: it is called on top of a step.
         """
-        self.check_sound()
-        lease = self.core.leases.get(lease_id)
-        if lease is None:
+        self.step(checkout)
+        lease = self.core.leases.get(checkout.lease_id)
+        if lease is None or self.broken is not None:
+            self.check_sound()
             raise PoolError(
                 f"pool {self.name!r} was called by a signal handler or a finaliser in the middle of one of its own "
                 "steps, where no call can be made; or the lease ended (hold_s) before its caller looked"
@@ -246,17 +249,17 @@ class Driver:
 
     def _look(self, look: Callable[[], T]) -> T:
         """Read the core's tables while no step changes them; a signal handler's close() meanwhile goes to the inbox."""
-        thread = threading.get_ident()
-        if thread in self._inside:
-            return look()
-        self._inside.add(thread)
-        try:
-            with self._lock:
+        with self._lock:
+            if self._stepping:
                 return look()
-        finally:
-            self._inside.discard(thread)
-            if self._inbox:
-                self.step(c.Tick())
+            self._stepping = True
+            try:
+                seen = look()
+            finally:
+                self._stepping = False
+        if self._inbox:
+            self.step(c.Tick())
+        return seen
 
     def report(self, event: str, **fields: Any) -> None:
         """An event that the core doesn't know of, for the log and for on_event."""
@@ -287,7 +290,7 @@ class Driver:
         self.check_process()
         if self.broken is not None:
             raise self._broken_error()
-        if self.core.state is PoolState.CLOSED:
+        if self.core.state is PoolState.CLOSED or self.over.is_set():
             raise PoolClosed(f"pool {self.name!r} is closed; open a new one")
 
     def check_process(self) -> None:
@@ -311,7 +314,7 @@ class Driver:
         """A worker is ready: its slots' pipes are ours from now on."""
         self.processes[worker_id] = (worker.pid, worker.start_method)
         self.pipes[worker_id] = slot_pipes(worker.slots, self.options.max_frame_bytes, self.frame_log, worker_id)
-        self.step(c.WorkerReady(worker_id))
+        self.order(c.WorkerReady(worker_id))
         self._tell_changed()
 
     def worker_exited(self, worker_id: int, report: ExitReport) -> None:
@@ -325,7 +328,7 @@ class Driver:
         while len(self.reports) > REPORTS_KEPT:
             del self.reports[next(iter(self.reports))]
         failures = self.core.counters.start_failures
-        self.step(c.WorkerExited(worker_id, report))
+        self.order(c.WorkerExited(worker_id, report))
         if self.core.counters.start_failures > failures and len(self.failed_starts) < 10:
             self.failed_starts.append(report)
         self._let_go(worker_id)
@@ -339,18 +342,19 @@ class Driver:
 
     def worker_unwell(self, worker_id: int, reason: ExitReason, detail: str) -> None:
         """Something is wrong with a worker that lives."""
-        self.step(c.WorkerUnwell(worker_id, reason, detail))
+        self.order(c.WorkerUnwell(worker_id, reason, detail))
 
     def probe_answered(self, worker_id: int, ok: bool) -> None:
         """A ping came back, or didn't."""
-        self.step(c.ProbeAnswered(worker_id, ok))
+        self.order(c.ProbeAnswered(worker_id, ok))
 
     def rss_sampled(self, worker_id: int, rss_bytes: int) -> None:
         """A worker's resident memory."""
-        self.step(c.RssSampled(worker_id, rss_bytes))
+        self.order(c.RssSampled(worker_id, rss_bytes))
 
     def ended(self) -> None:
         """The control plane has ended: nobody will be granted anything any more. Wake whoever still sleeps."""
+        self.usable = False
         self.over.set()
         for worker_id in list(self.pipes):
             self._let_go(worker_id)
@@ -391,9 +395,16 @@ class Driver:
             text += f"\n\nIn the worker:\n{report.remote_traceback}"
         return WorkerStartError(text, report, report.remote_traceback or None)
 
-    def protect_from_interrupts(self, protect: Callable[[Any], Any]) -> None:
-        """Run steps, and looks at the tables, under a protection against KeyboardInterrupt."""
-        self.step = protect(self.step)  # type: ignore[method-assign]
+    def protect_from_interrupts(self, protect: Callable[[Any], Any], *, calls: bool) -> None:
+        """Carry out orders, and looks at the tables, under a protection against KeyboardInterrupt.
+
+        Args:
+            protect: a decorator.
+            calls: the data path's steps too: whoever drives it has no protection of his own.
+        """
+        self.order = protect(self.step)  # type: ignore[method-assign]
+        if calls:
+            self.step = self.order  # type: ignore[method-assign]
         self._look = protect(self._look)  # type: ignore[method-assign]
 
     def _tell_changed(self) -> None:
@@ -402,7 +413,12 @@ class Driver:
     @property
     def in_step(self) -> bool:
         """Whether this thread is inside a step: a signal handler or a finaliser runs on top of one."""
-        return threading.get_ident() in self._inside
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            return self._stepping
+        finally:
+            self._lock.release()
 
 
 def _call_all(wakers: deque[Waker]) -> None:
@@ -412,6 +428,14 @@ def _call_all(wakers: deque[Waker]) -> None:
         except IndexError:
             return  # another thread was quicker
         waker()
+
+
+def _in_forked_child() -> None:
+    for driver in _drivers:
+        driver.usable = False
+
+
+os.register_at_fork(after_in_child=_in_forked_child)
 
 
 def _with_calls(report: ExitReport, calls: int) -> ExitReport:

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from sys import modules
 from types import EllipsisType
 from typing import Any, Literal, get_args
-
-import msgspec
 
 from dspool.errors import EncodeError, OptionsError, PoolClosed, PoolError, QueueTimeout
 from dspool.options import MAX_SECONDS, PoolOptions, seconds
 from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
-from dspool.pool.driver import AT_ONCE, Driver
+from dspool.pool.driver import Driver
 from dspool.pool.lm_specs import ambient_lm, lm_spec
 from dspool.pool.programs import Program
 from dspool.pool.results import program_error, result_of
-from dspool.protocol.messages import ErrorInfo, ExecuteArgs, LMSpec, Response
+from dspool.protocol.messages import ErrorInfo, ExecuteArgs, Response
 from dspool.protocol.requests import encode_request
 from dspool.protocol.values import to_plain
 from dspool.supervisor.launch import Launcher
@@ -33,6 +32,7 @@ Timeout = float | EllipsisType | None
 """Seconds; None: no limit; ...: the pool's own default."""
 
 
+_NO_LABELS: frozenset[str] = frozenset()
 _RUN_DEFAULTS: dict[str, Any] = {
     "session": None,
     "affinity": None,
@@ -45,21 +45,8 @@ _RUN_DEFAULTS: dict[str, Any] = {
 }
 
 
-class Prepared(msgspec.Struct, gc=False):
-    """A call that is ready to be checked out."""
-
-    driver: Driver
-    program: Program
-    frame: bytearray
-    checkout: c.Checkout
-    deadline: float
-    idempotent: bool
-
-    def steps(self) -> path.Steps[tuple[Response, int]]:
-        """The call's way, to be driven."""
-        return path.call(
-            self.driver, self.checkout, self.program, self.frame, self.deadline, idempotent=self.idempotent
-        )
+Prepared = tuple[Driver, Program, path.Steps[tuple[Response, int]]]
+"""A call that is ready: the pool's driver, the program, and the call's way, to be driven."""
 
 
 class PoolFront:
@@ -75,6 +62,7 @@ class PoolFront:
         self, options: PoolOptions | None = None, *, launcher: Launcher | None = None, **overrides: Any
     ) -> None:
         self.options = PoolOptions.build(options, overrides)
+        self._timeout_s = c.INFINITY if self.options.timeout_s is None else self.options.timeout_s
         self._launcher = launcher
         self._control: ControlPlane | None = None
 
@@ -90,17 +78,16 @@ class PoolFront:
 
     @property
     def _driver(self) -> Driver:
-        control = self._control
-        if control is None:
-            raise PoolClosed(f"pool {self.name!r} is not open; use `with`, or call open()")
-        control.driver.check_usable()
-        return control.driver
+        return self._opened.driver
 
     @property
     def _opened(self) -> ControlPlane:
-        assert self._driver is not None
-        assert self._control is not None
-        return self._control
+        control = self._control
+        if control is None:
+            raise PoolClosed(f"pool {self.name!r} is not open; use `with`, or call open()")
+        if not control.driver.usable:
+            control.driver.check_usable()
+        return control
 
     # --- readiness ------------------------------------------------------------------------------------------------
 
@@ -149,16 +136,16 @@ class PoolFront:
         idempotent: bool,
     ) -> Prepared:
         now = time.monotonic()
-        driver, control = self._driver, self._control
-        assert control is not None
+        control = self._opened
+        driver = control.driver
         resolved = control.programs.resolve(program)
-        deadline = self._deadline(timeout_s, now)
+        deadline = now + self._timeout_s if timeout_s is ... else self._deadline(timeout_s, now)
         frame = self._encode(control, resolved, inputs, lm, session, timed=deadline != c.INFINITY)
         checkout = self._checkout(
             next(driver.ids), now, deadline, resolved.program_id, session, affinity, on_session_lost, priority, require
         )
         checkout.size_bytes = len(frame)
-        return Prepared(driver, resolved, frame, checkout, deadline, idempotent)
+        return driver, resolved, path.call(driver, checkout, resolved, frame, deadline, idempotent=idempotent)
 
     def _prepare_row(self, program: Any, row: Mapping[str, Any], as_run: Mapping[str, Any]) -> Prepared:
         """A row of map(): run()'s arguments with run()'s defaults."""
@@ -181,7 +168,9 @@ class PoolFront:
     ) -> bytearray:
         if type(inputs) is not dict:
             inputs = _as_inputs(inputs)
-        spec = None if lm is None and control.lm is not None else _call_lm(lm)
+        if lm is None and control.lm is None and "dspy" in modules:
+            lm = ambient_lm()
+        spec = None if lm is None else lm_spec(lm)
         args = ExecuteArgs(program.program_id, to_plain(inputs, "inputs"), spec)
         return encode_request("execute_program", args, self.options.max_frame_bytes, deadline=timed, session=session)
 
@@ -198,18 +187,17 @@ class PoolFront:
         require: str | Iterable[str] | None,
     ) -> c.Checkout:
         options = self.options
-        if session.__class__ is not str and session is not None:
+        if session is not None:
             if not isinstance(session, str):
                 raise OptionsError(f"session must be a string or None; it is a {type(session).__name__}")
             session = str.__str__(session)
         if affinity is not None and affinity not in get_args(Affinity):
             raise OptionsError(f"affinity must be one of {', '.join(get_args(Affinity))}; it is {affinity!r}")
-        if on_session_lost not in ("rebind", "error"):
+        if on_session_lost != "rebind" and on_session_lost != "error":
             raise OptionsError(f"on_session_lost must be 'rebind' or 'error'; it is {on_session_lost!r}")
         if priority.__class__ is not int:
             raise OptionsError(f"priority must be a whole number, the lowest goes first; it is {priority!r}")
-        queue_s = options.queue_timeout_s
-        last = deadline if queue_s is None else min(deadline, now + queue_s)
+        last = deadline if options.queue_timeout_s is None else min(deadline, now + options.queue_timeout_s)
         return c.Checkout(
             lease_id,
             lease_id,
@@ -217,9 +205,9 @@ class PoolFront:
             session,
             affinity or options.affinity,
             on_session_lost == "error",
-            _labels(require) if require is not None else frozenset(),
+            _NO_LABELS if require is None else _labels(require),
             priority,
-            last if last > now else AT_ONCE,
+            last if last > now else c.AT_ONCE,
         )
 
     def _prepare_checkout(
@@ -252,9 +240,7 @@ class PoolFront:
 
     def _deadline(self, timeout_s: Timeout, now: float) -> float:
         if timeout_s is ...:
-            timeout_s = self.options.timeout_s
-        if timeout_s is None:
-            return c.INFINITY
+            return now + self._timeout_s
         if timeout_s.__class__ is not float or not 0 <= timeout_s <= MAX_SECONDS:
             timeout_s = seconds("timeout_s", timeout_s, none=True)
         return now + timeout_s
@@ -282,11 +268,11 @@ class PoolFront:
             raise OptionsError(
                 f"no worker group is named {group!r}; there are {', '.join(each.name for each in groups)}"
             )
-        self._driver.step(c.Resize(group or groups[0].name, workers))
+        self._driver.order(c.Resize(group or groups[0].name, workers))
 
     def _kill(self, worker_id: int) -> None:
         reason: ExitReason = "killed"
-        self._known(worker_id).step(c.WorkerUnwell(worker_id, reason, "by hand"))
+        self._known(worker_id).order(c.WorkerUnwell(worker_id, reason, "by hand"))
 
     def _known(self, worker_id: int) -> Driver:
         driver = self._driver
@@ -312,13 +298,6 @@ class PoolFront:
 
     def _workers(self) -> list[WorkerInfo]:
         return self._seen().workers()
-
-
-def _call_lm(lm: Any) -> LMSpec | None:
-    """The LM of one call: its own, else, where the pool has none, the LM that DSPy's settings name here."""
-    if lm is None:
-        lm = ambient_lm()
-    return None if lm is None else lm_spec(lm)
 
 
 def _labels(require: str | Iterable[str]) -> frozenset[str]:

@@ -57,6 +57,8 @@ class _Guard:
 
     def enter(self) -> bool:
         """From here on interrupts are held back. Returns what leave() wants back."""
+        if not self.tried:
+            self.install()
         waiting, self.waiting = self.waiting, False
         self.depth += 1
         return waiting

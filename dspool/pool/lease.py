@@ -31,9 +31,8 @@ from dspool.pool.core.states import LeaseState, PoolState
 from dspool.pool.driver import Driver
 from dspool.pool.programs import Program
 from dspool.pool.slot_pipe import PipeEnded, SlotPipe
-from dspool.protocol.codec import MSGPACK
 from dspool.protocol.messages import CreateArgs, Response
-from dspool.protocol.requests import encode_request, stamp
+from dspool.protocol.requests import encode_request
 from dspool.types import CheckoutRequest, ExitReport, Keep, Remove, Skip, Verdict
 
 GRANT: Final = "grant"
@@ -54,15 +53,25 @@ class DeadlinePassed(Exception):
     """The call's deadline came while it was in a worker."""
 
 
-def acquire(driver: Driver, checkout: c.Checkout) -> Steps[tuple[LeaseRecord, SlotPipe]]:
-    """Check out: wait for a worker, look at it, put it to the hook; go on to the next one until one suits."""
-    lease_id = checkout.lease_id
-    if checkout.lease_id not in driver.core.leases:
-        driver.step(checkout)
-    lease = driver.lease(lease_id)
+def take(driver: Driver, lease: LeaseRecord) -> SlotPipe | None:
+    """acquire() where there is nothing to wait for: no queue, no hook, a sound pipe. None: go on with acquire()."""
+    if lease.state is not LeaseState.GRANTED:
+        return None
+    pipe = driver.pipe(lease)
+    if pipe is None or not pipe.hold():
+        return None
+    if pipe.look() is None:
+        return pipe
+    pipe.let_go()
+    return None
+
+
+def acquire(driver: Driver, lease: LeaseRecord) -> Steps[SlotPipe]:
+    """Wait for a worker, look at it, put it to the hook; go on to the next one until one suits. Its pipe, held."""
+    lease_id = lease.lease_id
     while True:
         while lease.state is LeaseState.QUEUED:
-            if not (yield (GRANT, lease_id, checkout.deadline)) and lease.state is LeaseState.QUEUED:
+            if not (yield (GRANT, lease_id, lease.deadline)) and lease.state is LeaseState.QUEUED:
                 raise _queue_timeout(driver, lease)
             driver.check_sound()
         if lease.state is LeaseState.CLOSED:  # refused; or past hold_s before we looked, and out of the table
@@ -73,15 +82,15 @@ def acquire(driver: Driver, checkout: c.Checkout) -> Steps[tuple[LeaseRecord, Sl
             continue
         kept = False
         try:
-            kept = yield from _suits(driver, checkout, lease, pipe)
+            kept = yield from _suits(driver, lease, pipe)
         finally:
             if not kept:
                 pipe.let_go()
         if kept:
-            return lease, pipe
+            return pipe
 
 
-def _suits(driver: Driver, checkout: c.Checkout, lease: LeaseRecord, pipe: SlotPipe) -> Steps[bool]:
+def _suits(driver: Driver, lease: LeaseRecord, pipe: SlotPipe) -> Steps[bool]:
     """Look at the pipe, then ask the hook; tell the core. False: the lease is somewhere else now."""
     lease_id, worker_id = lease.lease_id, lease.worker_id
     trouble = pipe.look()
@@ -90,7 +99,7 @@ def _suits(driver: Driver, checkout: c.Checkout, lease: LeaseRecord, pipe: SlotP
         return False
     if lease.state is LeaseState.CHECKING:
         verdict = yield from _ask_hook(driver, lease)
-        if time.monotonic() >= checkout.deadline:
+        if time.monotonic() >= lease.deadline:
             raise _queue_timeout(driver, lease)
         driver.step(c.CheckoutVerdict(lease_id, verdict))
         return isinstance(verdict, Keep) and lease.is_granted and lease.worker_id == worker_id
@@ -102,7 +111,8 @@ def checkout(driver: Driver, request: c.Checkout, warm: str | None) -> Steps[tup
     request.program = warm
     kept = False
     try:
-        lease, pipe = yield from acquire(driver, request)
+        lease = driver.check_out(request)
+        pipe = yield from acquire(driver, lease)
         kept = True
         driver.step(c.RunEnded(lease.lease_id, "none"))
         return lease, pipe
@@ -150,56 +160,39 @@ def _ask_hook(driver: Driver, lease: LeaseRecord) -> Steps[Verdict]:
     return Remove(f"the check hook returned {verdict!r:.80} instead of KEEP, Remove(...) or Skip(...)")
 
 
-def at_once(driver: Driver, checkout: c.Checkout) -> tuple[LeaseRecord, SlotPipe] | None:
-    """acquire() where there is nothing to wait for: no queue, no hook, a sound pipe. None: go on with acquire()."""
-    if checkout.lease_id not in driver.core.leases:
-        driver.step(checkout)
-    lease = driver.lease(checkout.lease_id)
-    pipe = driver.pipe(lease) if lease.state is LeaseState.GRANTED else None
-    if pipe is None or not pipe.hold():
-        return None
-    if pipe.look() is None:
-        return lease, pipe
-    pipe.let_go()
-    return None
-
-
 def exchange(
     driver: Driver, pipe: SlotPipe, program: Program, frame: bytearray, request_id: int, deadline: float
 ) -> Steps[Response]:
     """Send the request and read its answer; where the worker hasn't the program, ship it and ask again."""
-    response = yield from _round_trip(pipe, frame, request_id, deadline)
+    left_s = None if deadline == c.INFINITY else deadline - time.monotonic()
+    response = None
+    if pipe.ask(frame, request_id, left_s) and (yield (READ, pipe, deadline)):
+        response = pipe.answer()
+    if response is None:
+        response = yield from _rest(pipe, deadline)
     if response.error_info is not None and response.error_info.code == "program_missing":
         args = CreateArgs(program.program_id, program.spec)
         create = encode_request("create_program", args, driver.options.max_frame_bytes)
-        created = yield from _round_trip(pipe, create, next(driver.ids), deadline, timed=False)
+        pipe.ask(create, next(driver.ids), None)
+        created = yield from _rest(pipe, deadline)
         if not created.success:
             return created
-        response = yield from _round_trip(pipe, frame, request_id, deadline)
+        pipe.ask(frame, request_id, None if deadline == c.INFINITY else deadline - time.monotonic())
+        response = yield from _rest(pipe, deadline)
     return response
 
 
-def _round_trip(
-    pipe: SlotPipe, frame: bytearray, request_id: int, deadline: float, *, timed: bool = True
-) -> Steps[Response]:
-    left_s = None if deadline == c.INFINITY or not timed else deadline - time.monotonic()
-    stamp(frame, request_id, left_s)
-    pipe.asked = request_id
-    if not pipe.send(frame):
-        while not pipe.send_more():
-            if not (yield (WRITE, pipe, deadline)):
-                raise DeadlinePassed
+def _rest(pipe: SlotPipe, deadline: float) -> Steps[Response]:
+    """What is left of a round trip: the request's rest, and all of the answer."""
+    while pipe.unsent and not pipe.send_more():
+        if not (yield (WRITE, pipe, deadline)):
+            raise DeadlinePassed
     while True:
         if not (yield (READ, pipe, deadline)):
             raise DeadlinePassed
-        body = pipe.receive()
-        if body is not None:
-            break
-    response = MSGPACK.decode_response(body)
-    if response.id != request_id:
-        raise ProtocolError(f"it answered id {response.id} when {request_id} was asked")
-    pipe.asked = None
-    return response
+        response = pipe.answer()
+        if response is not None:
+            return response
 
 
 def call(
@@ -211,56 +204,60 @@ def call(
     """
     tries = 0
     while True:
+        lease_id = checkout.lease_id
+        written = closed = False
+        pipe: SlotPipe | None = None
+        response: Response | None = None
         try:
-            return (yield from _attempt(driver, checkout, program, frame, deadline))
-        except WorkerLost:
-            tries += 1
-            if not idempotent or tries > driver.options.max_retries or time.monotonic() >= deadline:
-                raise
+            lease = driver.check_out(checkout)
+            try:
+                while response is None:
+                    pipe = take(driver, lease) or (yield from acquire(driver, lease))
+                    written = True
+                    try:
+                        response = yield from exchange(driver, pipe, program, frame, lease_id, deadline)
+                    except PipeEnded as end:
+                        if not end.never_ran:
+                            raise
+                        written = False
+                        verdict = Remove("it ended before it had read the call")
+                        driver.step(c.CheckoutVerdict(lease_id, verdict, died=True))
+                        pipe.let_go()
+                        pipe = None
+            except (PipeEnded, ProtocolError, DeadlinePassed) as end:
+                closed = True
+                tries += 1
+                error = yield from _ended(driver, lease, program, end)
+                again = idempotent and tries <= driver.options.max_retries and isinstance(error, WorkerLost)
+                if not again or time.monotonic() >= deadline:
+                    raise error from (end if isinstance(end, ProtocolError) else None)
+            else:
+                closed = True
+                driver.step(c.Checkin(lease_id, "ok" if response.success else "failed"))
+                assert lease.worker_id is not None
+                return response, lease.worker_id
+        finally:
+            if not closed:
+                driver.step(c.Cancel(lease_id, written))
+            if pipe is not None:
+                pipe.let_go()
         checkout.lease_id, checkout.retry = next(driver.ids), True
 
 
-def _attempt(
-    driver: Driver, checkout: c.Checkout, program: Program, frame: bytearray, deadline: float
-) -> Steps[tuple[Response, int]]:
-    lease_id = checkout.lease_id
-    written = closed = False
-    pipe: SlotPipe | None = None
-    try:
-        while True:
-            pipe = None
-            lease, pipe = at_once(driver, checkout) or (yield from acquire(driver, checkout))
-            worker_id = lease.worker_id
-            assert worker_id is not None
-            written = True
-            try:
-                response = yield from exchange(driver, pipe, program, frame, lease_id, deadline)
-            except PipeEnded as end:
-                if end.never_ran:
-                    written = False
-                    driver.step(c.CheckoutVerdict(lease_id, Remove("it ended before it had read the call"), died=True))
-                    pipe.let_go()
-                    pipe = None
-                    continue
-                closed = True
-                driver.step(c.Checkin(lease_id, "lost"))
-                raise (yield from lost(driver, worker_id, program)) from None
-            except ProtocolError as error:
-                closed = True
-                driver.step(c.Checkin(lease_id, "none", Remove(str(error)), "protocol_error"))
-                raise (yield from lost(driver, worker_id, program)) from error
-            except DeadlinePassed:
-                closed = True
-                driver.step(c.Cancel(lease_id, written=True, why="timeout"))
-                raise (yield from timed_out(driver, worker_id, program, lease)) from None
-            closed = True
-            driver.step(c.Checkin(lease_id, "ok" if response.success else "failed"))
-            return response, worker_id
-    finally:
-        if not closed:
-            driver.step(c.Cancel(lease_id, written))
-        if pipe is not None:
-            pipe.let_go()
+def _ended(
+    driver: Driver, lease: LeaseRecord, program: Program, end: PipeEnded | ProtocolError | DeadlinePassed
+) -> Steps[PoolError | WorkerLost | CallTimeout]:
+    """A run that ended without a response: tell the core, and the caller what became of it."""
+    lease_id, worker_id = lease.lease_id, lease.worker_id
+    assert worker_id is not None
+    if isinstance(end, DeadlinePassed):
+        driver.step(c.Cancel(lease_id, written=True, why="timeout"))
+        return (yield from timed_out(driver, worker_id, program, lease))
+    if isinstance(end, PipeEnded):
+        driver.step(c.Checkin(lease_id, "lost"))
+    else:
+        driver.step(c.Checkin(lease_id, "none", Remove(str(end)), "protocol_error"))
+    return (yield from lost(driver, worker_id, program))
 
 
 def run_in(
@@ -281,17 +278,11 @@ def run_in(
         written = True
         try:
             response = yield from exchange(driver, pipe, program, frame, next(driver.ids), deadline)
-        except (PipeEnded, ProtocolError) as error:
-            written = False
-            if isinstance(error, PipeEnded):
-                driver.step(c.Checkin(lease_id, "lost"))
-            else:
-                driver.step(c.Checkin(lease_id, "none", Remove(str(error)), "protocol_error"))
-            raise (yield from lost(driver, worker_id, program)) from error
-        except DeadlinePassed:
-            written = False
-            driver.step(c.Cancel(lease_id, written=True, why="timeout"))
-            raise (yield from timed_out(driver, worker_id, program, record)) from None
+        except (PipeEnded, ProtocolError, DeadlinePassed) as end:
+            over = written = False
+            raise (yield from _ended(driver, record, program, end)) from (
+                None if isinstance(end, DeadlinePassed) else end
+            )
         over = False
         driver.step(c.RunEnded(lease_id, "ok" if response.success else "failed"))
         return response
@@ -313,9 +304,7 @@ def settle(driver: Driver, worker_id: int, slot: int, lease_id: int) -> Steps[No
             yield (WRITE, pipe, c.INFINITY)
         while pipe.asked is not None:
             yield (READ, pipe, c.INFINITY)
-            body = pipe.receive()
-            if body is not None and MSGPACK.decode_response(body).id == pipe.asked:
-                pipe.asked = None
+            pipe.answer()
     except PipeEnded:
         return  # its exit is on its way
     except ProtocolError as error:

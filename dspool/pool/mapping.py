@@ -318,10 +318,9 @@ class _Background:
             self._post = asyncio.get_running_loop().call_soon_threadsafe
 
             async def run_row(row: Any) -> Any:
-                call = self._pool._prepare_row(self._program, row, self._as_run)
-                steps = call.steps()
-                response, worker_id = await drive_async(steps, waits.wait)
-                return self._pool._finish(call.program, response, worker_id)
+                _, resolved, steps = self._pool._prepare_row(self._program, row, self._as_run)
+                response, worker_id = await drive_async(steps, waits)
+                return self._pool._finish(resolved, response, worker_id)
 
             self._pump = RowPump(self._rows, run_row, self._concurrency, self._results.put)
         finally:

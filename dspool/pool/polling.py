@@ -5,7 +5,6 @@ The main thread holds Ctrl-C back but for the waits themselves (interrupts.py sa
 
 from __future__ import annotations
 
-import math
 import select
 import threading
 import time
@@ -21,18 +20,8 @@ _MAX_POLL_MS = 60_000
 
 def drive(driver: Driver, steps: Steps[T]) -> T:
     """Run steps of the data path on this thread, blocking where they wait."""
-    if threading.get_ident() != guard.main:
-        return _drive(driver, steps, main=False)
-    if not guard.tried:
-        guard.install()
-    held = guard.enter()
-    try:
-        return _drive(driver, steps, main=True)
-    finally:
-        guard.leave(held)
-
-
-def _drive(driver: Driver, steps: Steps[T], *, main: bool) -> T:
+    main = threading.get_ident() == guard.main
+    held = main and guard.enter()
     try:
         wait = next(steps)
         while True:
@@ -51,13 +40,15 @@ def _drive(driver: Driver, steps: Steps[T], *, main: bool) -> T:
     except StopIteration as stop:
         value: T = stop.value
         return value
+    finally:
+        if main:
+            guard.leave(held)
 
 
 def _poll(pipe: Any, deadline: float) -> bool:
     while True:
         left_s = deadline - time.monotonic()
-        left_ms = _MAX_POLL_MS if left_s > 60 else max(0, math.ceil(left_s * 1000))
-        if pipe.poller.poll(left_ms):
+        if pipe.poller.poll(int(left_s * 1000) + 1 if 0 < left_s < 60 else 0 if left_s <= 0 else _MAX_POLL_MS):
             return True
         if left_s <= 0:
             return False

@@ -1,4 +1,4 @@
-"""SlotPipe: the manager's end of one slot's pipe. Never waits: it says when it would have to.
+"""SlotPipe: the manager's end of one slot's pipe: asks and answers. Never waits: it says when it would have to.
 
 Rules:
     1. Whoever reads or writes holds the pipe meanwhile: the lease's caller, or the control plane for an abandoned slot.
@@ -12,11 +12,13 @@ from __future__ import annotations
 import errno
 import select
 import socket
-import threading
 from typing import Any
 
 from dspool.errors import ProtocolError
+from dspool.protocol.codec import MSGPACK
 from dspool.protocol.frames import FrameDecoder
+from dspool.protocol.messages import Response
+from dspool.protocol.requests import stamp
 
 
 class PipeEnded(Exception):
@@ -39,7 +41,7 @@ class SlotPipe:
         max_frame_bytes: the cap.
     """
 
-    __slots__ = ("_decoder", "_holders", "_lock", "_orphaned", "_unsent", "asked", "poller", "reader", "sock")
+    __slots__ = ("_decoder", "_holders", "_orphaned", "_unsent", "asked", "poller", "reader", "sock")
 
     def __init__(self, sock: socket.socket, max_frame_bytes: int) -> None:
         self.sock = sock
@@ -51,34 +53,32 @@ class SlotPipe:
         """What an event loop keeps for this socket."""
         self._decoder = FrameDecoder(max_frame_bytes)
         self._unsent = memoryview(b"")
-        self._lock = threading.RLock()  # re-entrant: a finaliser may let go of a lease at any bytecode
-        self._holders = 0
+        self._holders: list[None] = []
+        """One entry for each. Appending to a list, and taking from it, is one step that no thread comes between."""
         self._orphaned = False
 
     def hold(self) -> bool:
-        """Use the pipe from now on. False: its worker is gone, and so is the pipe."""
-        with self._lock:
-            if self._orphaned:
-                return False
-            self._holders += 1
-            return True
+        """Use the pipe from now on. False: its worker is gone, and so is the pipe.
+
+        The race with orphan(): it sets its mark first and looks for holders then; this enters first and looks for the
+        mark then. So at least one sees the other.
+        """
+        self._holders.append(None)
+        if self._orphaned:
+            self.let_go()
+            return False
+        return True
 
     def let_go(self) -> None:
         """Undo hold(). The last to let go of a pipe whose worker is gone closes it."""
-        with self._lock:
-            self._holders -= 1
-            last = self._orphaned and self._holders == 0
-        if last:
+        self._holders.pop()
+        if self._orphaned and not self._holders:
             self.close()
 
     def orphan(self) -> None:
         """The worker is gone: whoever holds the pipe reads what is there, then EOF; held by nobody it is closed."""
-        with self._lock:
-            if self._orphaned:
-                return
-            self._orphaned = True
-            held = self._holders > 0
-        if held:
+        self._orphaned = True
+        if self._holders:
             self.shutdown()
         else:
             self.close()
@@ -104,6 +104,37 @@ class SlotPipe:
             if held
             else ("its pipe is closed", True)
         )
+
+    def ask(self, frame: bytearray, request_id: int, left_s: float | None) -> bool:
+        """Stamp a request and begin to send it. Returns whether all of it went.
+
+        Args:
+            frame: from requests.encode_request().
+            request_id: its id, which the answer must have.
+            left_s: seconds until its deadline; only where the frame was made with one.
+
+        Raises:
+            PipeEnded: the worker's end is closed.
+        """
+        stamp(frame, request_id, left_s)
+        self.asked = request_id
+        return self.send(frame)
+
+    def answer(self) -> Response | None:
+        """The answer to what was asked; None until more of it has come.
+
+        Raises:
+            PipeEnded: the worker's end is closed.
+            ProtocolError: a broken frame, no response, or one to something else.
+        """
+        body = self.receive()
+        if body is None:
+            return None
+        response = MSGPACK.decode_response(body)
+        if response.id != self.asked:
+            raise ProtocolError(f"it answered id {response.id} when {self.asked} was asked")
+        self.asked = None
+        return response
 
     def send(self, frame: bytearray) -> bool:
         """Begin to send. Returns whether all of it went.
@@ -161,8 +192,7 @@ class SlotPipe:
             if count == 0:
                 decoder.finish()
                 raise PipeEnded(never_ran=bool(self._unsent))
-            decoder.received(count)
-            body = decoder.next_frame()
+            body = decoder.take(count)
         return body
 
     def shutdown(self) -> None:

@@ -25,17 +25,17 @@ from dspool.pool.slot_pipe import SlotPipe
 from dspool.types import KEEP
 
 T = TypeVar("T")
-WaitFor = Callable[[Wait], Awaitable[Any]]
 _FOREVER_S = 10 * 365 * 86400.0
+_NEVER = float("inf")
 
 
-async def drive_async(steps: Steps[T], wait_for: WaitFor) -> T:
+async def drive_async(steps: Steps[T], waits: AnyioWaits) -> T:
     """Run steps of the data path in this task, awaiting where they wait. Cancellation is thrown into the steps."""
     try:
         wait = next(steps)
         while True:
             try:
-                came = await wait_for(wait)
+                came = await (waits.read(wait[1], wait[2]) if wait[0] is READ else waits.wait(wait))
             except BaseException as error:
                 wait = steps.throw(error)
             else:
@@ -45,18 +45,8 @@ async def drive_async(steps: Steps[T], wait_for: WaitFor) -> T:
         return value
 
 
-async def anyio_wait(wait: Wait) -> bool:
-    """READ and WRITE through anyio."""
-    kind, pipe, deadline = wait
-    assert kind in (READ, WRITE)
-    with anyio.move_on_after(_left(deadline)):
-        await (anyio.wait_readable(pipe.sock) if kind is READ else anyio.wait_writable(pipe.sock))
-        return True
-    return False
-
-
 class AnyioWaits:
-    """The waits of an AsyncPool that are the same on every loop; READ, WRITE and GRANT come from the subclasses.
+    """The waits that are the same on every loop. GRANT comes from the subclasses, which have READ in their own way too.
 
     Args:
         driver: the pool's.
@@ -67,10 +57,8 @@ class AnyioWaits:
         self.thread = threading.get_ident()
 
     async def wait(self, wait: Wait) -> Any:
-        """Wait as asked; the answer is the hook's verdict, or whether it came before the deadline."""
+        """Wait as asked, READ aside; the answer is the hook's verdict, or whether it came before the deadline."""
         kind, what, deadline = wait
-        if kind is READ:
-            return await self.read(what, deadline)
         if kind is GRANT:
             return await self.grant(what, deadline)
         if kind is WRITE:
@@ -82,13 +70,13 @@ class AnyioWaits:
             return await _ask(what)
         return KEEP  # too late for any verdict: the deadline has passed, and whoever asked looks at that first
 
-    async def read(self, pipe: SlotPipe, deadline: float) -> bool:
+    def read(self, pipe: SlotPipe, deadline: float) -> Awaitable[bool]:
         """Until the pipe can be read."""
-        return await anyio_wait((READ, pipe, deadline))
+        return _in_time(anyio.wait_readable, pipe, deadline)
 
-    async def write(self, pipe: SlotPipe, deadline: float) -> bool:
+    def write(self, pipe: SlotPipe, deadline: float) -> Awaitable[bool]:
         """Until the pipe can be written; a worker that ends makes it writable too."""
-        return await anyio_wait((WRITE, pipe, deadline))
+        return _in_time(anyio.wait_writable, pipe, deadline)
 
     async def grant(self, lease_id: int, deadline: float) -> bool:
         """Until the lease is granted or refused."""
@@ -120,14 +108,13 @@ class AsyncioWaits(AnyioWaits):
         super().__init__(driver)
         self.loop = asyncio.get_running_loop()
 
-    async def read(self, pipe: SlotPipe, deadline: float) -> bool:
+    def read(self, pipe: SlotPipe, deadline: float) -> Awaitable[bool]:
         """Until the pipe can be read."""
         reader = pipe.reader
         if reader is None:
             reader = pipe.reader = Reader(self.loop, pipe.sock.fileno())
-        assert isinstance(reader, Reader)
-        future = reader.wait()
-        return await self._until(future, deadline)
+        future: asyncio.Future[bool] = reader.wait(deadline)
+        return future
 
     async def write(self, pipe: SlotPipe, deadline: float) -> bool:
         """Until the pipe can be written; a worker that ends makes it writable too."""
@@ -205,28 +192,55 @@ class Reader:
     The loop reports level by level: after it has woken the caller it may call once more before the caller has read. So
     one call that nobody waits for means nothing; a second one in a row means that the worker has ended or talks out of
     turn, and the watching stops until somebody waits again. Otherwise the loop would spin.
+
+    Its timer is left alone as long as it is due before the deadline of whoever waits; when it fires it looks who that
+    is, and is set anew. So a call that is answered in time costs none.
     """
 
-    __slots__ = ("_fd", "_future", "_idle_calls", "_loop", "_watching")
+    __slots__ = ("_deadline", "_due", "_fd", "_future", "_idle_calls", "_loop", "_timer", "_watching")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
         self._loop = loop
         self._fd = fd
         self._future: asyncio.Future[bool] | None = None
+        self._deadline = _NEVER
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = _NEVER
         self._idle_calls = 0
         self._watching = False
 
-    def wait(self) -> asyncio.Future[bool]:
-        """A future that is True once the socket can be read."""
-        self._future = self._loop.create_future()
+    def wait(self, deadline: float) -> asyncio.Future[bool]:
+        """A future that is True once the socket can be read, False at the deadline (monotonic seconds)."""
+        future = self._future = self._loop.create_future()
         self._idle_calls = 0
+        self._deadline = deadline
+        if deadline < self._due:
+            self._set_timer(deadline)
         if not self._watching:
             self._loop.add_reader(self._fd, self._readable)
             self._watching = True
-        return self._future
+        return future
+
+    def _set_timer(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = deadline
+        self._timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._timer_due)
+
+    def _timer_due(self) -> None:
+        self._timer, self._due = None, _NEVER
+        if self._future is None or self._future.done() or self._deadline == _NEVER:
+            return
+        if self._deadline <= time.monotonic():
+            self._future.set_result(False)
+        else:
+            self._set_timer(self._deadline)
 
     def close(self) -> None:
         """Stop watching; before the socket is closed."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._due = None, _NEVER
         if self._watching:
             self._loop.remove_reader(self._fd)
             self._watching = False
@@ -237,8 +251,9 @@ class Reader:
             future.set_result(True)
             return
         self._idle_calls += 1
-        if self._idle_calls > 1:
-            self.close()
+        if self._idle_calls > 1 and self._watching:
+            self._loop.remove_reader(self._fd)
+            self._watching = False
 
 
 class TrioWaits(AnyioWaits):
@@ -280,6 +295,13 @@ class TrioWaits(AnyioWaits):
             return not scope.cancelled_caught
         finally:
             self.driver.sleep_no_more(lease_id)
+
+
+async def _in_time(wait: Callable[[Any], Awaitable[None]], pipe: SlotPipe, deadline: float) -> bool:
+    with anyio.move_on_after(_left(deadline)):
+        await wait(pipe.sock)
+        return True
+    return False
 
 
 async def _ask(hook: Callable[[], Any]) -> Any:

@@ -86,6 +86,8 @@ class FrameDecoder:
 
     def space(self) -> memoryview:
         """Room to receive into, never empty; say with received() how much was used. Views from before are void."""
+        if not self._end:
+            return self._view
         held = self._end - self._start
         if not held:
             self._start = self._end = 0
@@ -102,6 +104,19 @@ class FrameDecoder:
         """`count` bytes were received into the last space()."""
         self._end += count
 
+    def take(self, count: int) -> memoryview | None:
+        """received() and next_frame() in one, for those who wait for one frame.
+
+        Raises:
+            FrameTooLarge: the length is over the cap.
+        """
+        if not self._end and count > HEADER_BYTES:  # one frame and nothing else, as a rule: it leaves nothing behind
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length == count - HEADER_BYTES and length <= self.max_frame_bytes:
+                return self._view[HEADER_BYTES:count]
+        self._end += count
+        return self.next_frame()
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take `data`, in place of space() and received().
 
@@ -115,7 +130,7 @@ class FrameDecoder:
             count = min(len(room), len(rest))
             room[:count] = rest[:count]
             del room  # so that the buffer can grow in place
-            self.received(count)
+            self._end += count
             rest = rest[count:]
             self._check_header()
 
@@ -126,17 +141,15 @@ class FrameDecoder:
             FrameTooLarge: the length is over the cap.
         """
         start, end = self._start, self._end
-        if end - start < HEADER_BYTES or self._broken:
-            self._check_header()
-            return None
-        (length,) = _LENGTH.unpack_from(self._buffer, start)
-        stop = start + HEADER_BYTES + length
-        if stop > end or length > self.max_frame_bytes:
-            self._check_header()
-            return None
-        self._start = stop
-        self._needed = HEADER_BYTES
-        return self._view[start + HEADER_BYTES : stop]
+        if end - start >= HEADER_BYTES and self._broken is None:
+            (length,) = _LENGTH.unpack_from(self._buffer, start)
+            stop = start + HEADER_BYTES + length
+            if stop <= end and length <= self.max_frame_bytes:
+                self._start = stop
+                self._needed = HEADER_BYTES
+                return self._view[start + HEADER_BYTES : stop]
+        self._check_header()
+        return None
 
     def finish(self) -> None:
         """The pipe ended. To be called when next_frame() gives None.

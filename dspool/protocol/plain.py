@@ -46,6 +46,7 @@ MIN_INT, MAX_INT = -(2**63), 2**64 - 1
 _PLACES_SHOWN = 16
 _ATOMS = frozenset({str, float, bool, type(None), bytes})
 _ATOMS_AND_INT = _ATOMS | {int}
+_TEXT = frozenset({str})
 
 Converter = Callable[[Any, int], Any]
 """Of a value of some type at some depth, makes the plain value."""
@@ -80,6 +81,8 @@ def to_plain(value: Any, name: str = "value") -> Any:
     Raises:
         EncodeError: something in it has no plain form; it says where: "inputs['a'][3] is a <class ...>, ...".
     """
+    if type(value) is dict and _ATOMS.issuperset(map(type, value.values())) and _TEXT.issuperset(map(type, value)):
+        return value  # most inputs and outputs: names to text
     try:
         return _plain(value, 0)
     except Refused as refused:

@@ -65,11 +65,12 @@ def encode_request(
             frame += _ENCODER.encode(session)
             frame += _ARGS_KEY
         _ENCODER.encode_into(args, frame, len(frame))
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise EncodeError(f"the inputs can't be sent as plain data: {error}") from error
+    try:
         seal_frame(frame, max_frame_bytes)
     except FrameTooLarge as error:
         raise EncodeError(f"the inputs are too large: {error}; raise max_frame_bytes or send less") from None
-    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
-        raise EncodeError(f"the inputs can't be sent as plain data: {error}") from error
     return frame
 
 

@@ -79,8 +79,7 @@ class Pipe:
             if not count:
                 decoder.finish()
                 return None
-            decoder.received(count)
-            body = decoder.next_frame()
+            body = decoder.take(count)
         return body
 
     def send(self, response: Response) -> None:

@@ -14,6 +14,8 @@ import msgspec
 from dspool.types import KEEP, Affinity, ExitReason, ExitReport, Verdict
 
 INFINITY = float("inf")
+AT_ONCE = -INFINITY
+"""A checkout's deadline that is its own step: now or never. One that is computed before would be over by then."""
 
 Outcome = Literal["ok", "failed", "lost", "none"]
 """How a run ended: its answer came; its program raised (the worker is healthy); its worker was lost; nothing ran."""

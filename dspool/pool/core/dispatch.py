@@ -56,7 +56,14 @@ class Dispatch(Upkeep):
             command.cancellable,
         )
         self.leases[lease.lease_id] = lease
+        if lease.deadline == c.AT_ONCE:
+            lease.deadline = self._now
         plain = self.state is PoolState.OPEN and not lease.require and not self.quarantine.records
+        if plain and lease.session is None and self._only_group is not None and not self.paused:
+            worker = self._only_group.idle.last_used(lease.program)
+            if worker is not None and lease.deadline >= self._now:
+                self._take_slot(lease, worker)
+                return
         if (not plain or lease.deadline < self._now) and self._refused_at_once(lease, command.retry):
             return
         if self.quarantine.records:
@@ -85,10 +92,6 @@ class Dispatch(Upkeep):
     def _find(self, lease: Lease) -> Worker | None:
         """An idle worker for `lease`. It may be refused instead."""
         name = lease.session
-        if name is None and self._only_group is not None and not self.paused and not lease.skipped:
-            worker = self._only_group.idle.last_used(lease.program)
-            if worker is not None:
-                return worker
         if name is not None and lease.session_lost_is_error and self.sessions.table[name].lost:
             self._tell_loss(lease, name)
             return None
@@ -141,36 +144,36 @@ class Dispatch(Upkeep):
             moved = self._pin(lease, lease.session, worker)
         if lease.wait_key is not None:
             self.queue.discard(lease)
-        idle = worker.group.idle
-        idle.leave(worker)
-        index = worker.free.pop()
-        slot = worker.slots[index]
-        slot.to(LEASED)
-        slot.lease_id = lease.lease_id
-        if worker.free:
-            idle.enter(worker)
-        lease.to(CHECKING if self.options.check is not None else GRANTED)
-        lease.worker_id, lease.slot = worker.worker_id, index
-        lease.granted_at = lease.run_since = self._now
-        lease.running = lease.program is not None
-        if not lease.skipped and not lease.removed:
-            self._count_wait(self._now - lease.created_at)
-        if lease.hold_s != c.INFINITY:
-            self.timers.arm(self._now + lease.hold_s, "hold", lease.lease_id)
-        self._emit(c.Grant(lease.lease_id))
+        self._take_slot(lease, worker)
         if moved:
             assert lease.session is not None
             self._reroute((self.sessions.table[lease.session],))
 
-    def _count_wait(self, waited: float) -> None:
-        counters = self.counters
-        counters.granted += 1
-        counters.queue_wait_s_sum += waited
-        if waited > counters.queue_wait_s_max:
-            counters.queue_wait_s_max = waited
+    def _take_slot(self, lease: Lease, worker: Worker) -> None:
+        """The lease, which is queued, has a slot of this worker, which has an idle one."""
+        now = self._now
+        index = lease.slot = worker.group.idle.lend(worker)
+        slot = worker.slots[index]
+        slot.state = LEASED
+        slot.lease_id = lease.lease_id
+        lease.state = GRANTED if self.options.check is None else CHECKING
+        lease.worker_id = worker.worker_id
+        lease.granted_at = lease.run_since = now
+        lease.running = lease.program is not None
+        if not lease.skipped and not lease.removed:
+            counters, waited = self.counters, now - lease.created_at
+            counters.granted += 1
+            if waited:
+                counters.queue_wait_s_sum += waited
+                if waited > counters.queue_wait_s_max:
+                    counters.queue_wait_s_max = waited
+        if lease.hold_s != c.INFINITY:
+            self.timers.arm(now + lease.hold_s, "hold", lease.lease_id)
+        self._effects.append(c.Grant(lease.lease_id))
 
     def _offer(self, worker: Worker) -> None:
-        self._lend(worker)
+        if self.queue.count:
+            self._lend(worker)
         if worker.free:
             worker.group.idle.enter(worker)
             if worker.overflow and not worker.busy:
@@ -189,16 +192,17 @@ class Dispatch(Upkeep):
 
     def _slot_idle(self, worker: Worker, index: int) -> None:
         """A slot is idle again; its worker may be anything but dead."""
-        if worker.state is READY:
-            worker.group.idle.leave(worker)
         slot = worker.slots[index]
         slot.to(IDLE)
         slot.lease_id = slot.left_behind = None
-        worker.free.append(index)
         worker.idle_since = self._now
         if worker.state is READY:
+            if worker.free:
+                worker.group.idle.leave(worker)
+            worker.free.append(index)
             self._offer(worker)
         else:
+            worker.free.append(index)
             self._stop_if_drained(worker)
 
     # --- waiting --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from dspool.pool.core.dispatch import ABANDONED, CANCELLING, CHECKING, CLOSED, G
 from dspool.pool.core.fleet import DRAINING, READY, STOPPING
 from dspool.pool.core.records import Lease, Worker
 from dspool.pool.core.states import SlotState
-from dspool.types import Keep, Skip
+from dspool.types import KEEP, Keep, Skip
 
 
 class Endings(Dispatch):
@@ -113,19 +113,14 @@ class Endings(Dispatch):
             if lease.trial and not judged_later:  # it was begun in a worker that was known to be dead
                 self.quarantine.withdrawn(lease.program, lease.call_id)
         elif outcome != "none" and lease.running:
-            self._count_run(outcome, self._now - lease.run_since)
-            if lease.program is not None:
-                self._program_survived(lease, lease.program, worker)
-            if worker is not None:
-                self._worker_served(worker)
-            if lease.session is not None:
-                self.sessions.table[lease.session].answered(lease.worker_id)
+            self._served(lease, worker, outcome)
         elif lease.trial:
             self.quarantine.withdrawn(lease.program, lease.call_id)
         lease.trial = False
 
-    def _count_run(self, outcome: Literal["ok", "failed"], took: float) -> None:
-        counters = self.counters
+    def _served(self, lease: Lease, worker: Worker | None, outcome: Literal["ok", "failed"]) -> None:
+        """The call's answer came."""
+        counters, took = self.counters, self._now - lease.run_since
         if outcome == "ok":
             counters.calls_ok += 1
         else:
@@ -133,17 +128,28 @@ class Endings(Dispatch):
         counters.run_s_sum += took
         if took > counters.run_s_max:
             counters.run_s_max = took
-
-    def _program_survived(self, lease: Lease, program: str, worker: Worker | None) -> None:
-        quarantine = self.quarantine
-        if (quarantine.records or quarantine.suspects) and quarantine.survived(program, lease.call_id):
+        program, quarantine = lease.program, self.quarantine
+        watched = quarantine.records or quarantine.suspects
+        if watched and program is not None and quarantine.survived(program, lease.call_id):
             self._report("program.released", program=program)
-        if worker is None or worker.state is not READY:
-            return
+        if worker is not None:
+            if program is not None and worker.last_program != program and worker.state is READY:
+                self._holds(worker, program)
+            worker.calls += 1
+            if not worker.good:
+                worker.good = True
+                self._proved_good(worker)
+            if worker.calls >= worker.request_limit:
+                self._mark_due(worker, "recycle_requests")
+        if lease.session is not None:
+            self.sessions.table[lease.session].answered(lease.worker_id)
+
+    def _holds(self, worker: Worker, program: str) -> None:
+        """The worker holds another program warm than the one it ran last, and may have put its oldest one out."""
+        worker.last_program = program
         programs = worker.programs
         if program in programs:
-            if next(reversed(programs)) != program:
-                programs[program] = programs.pop(program)
+            programs[program] = programs.pop(program)
             return
         programs[program] = None
         worker.group.idle.holds(worker, program)
@@ -151,14 +157,6 @@ class Endings(Dispatch):
             oldest = next(iter(programs))
             del programs[oldest]
             worker.group.idle.forget(worker, oldest)
-
-    def _worker_served(self, worker: Worker) -> None:
-        worker.calls += 1
-        if not worker.good:
-            worker.good = True
-            self._proved_good(worker)
-        if worker.calls >= worker.request_limit:
-            self._mark_due(worker, "recycle_requests")
 
     # --- the end of a lease ---------------------------------------------------------------------------------------
 
@@ -173,7 +171,7 @@ class Endings(Dispatch):
         worker = self.workers.get(lease.worker_id)
         self._run_ended(lease, worker, command.outcome)
         lease.running = False
-        if not isinstance(command.verdict, Keep) and worker is not None:
+        if command.verdict is not KEEP and not isinstance(command.verdict, Keep) and worker is not None:
             self.counters.removals += 1
             self._remove(worker, command.exit_reason, command.verdict.reason)
         self._end(lease)
@@ -181,7 +179,7 @@ class Endings(Dispatch):
 
     def _end(self, lease: Lease) -> None:
         """A lease that held a slot is over."""
-        lease.to(CLOSED)
+        lease.state = CLOSED
         del self.leases[lease.lease_id]
         if lease.hold_s != c.INFINITY:
             self.timers.disarm("hold", lease.lease_id)

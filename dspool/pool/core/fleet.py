@@ -231,6 +231,7 @@ class Fleet(ABC):
         for program in worker.programs:
             group.idle.forget(worker, program)
         worker.programs.clear()
+        worker.last_program = None
         group.due.pop(worker_id, None)
         heir = self.heir
         if heir is not None and worker_id in (heir.worker_id, heir.replaces):

@@ -37,16 +37,13 @@ class IdleWorkers:
         self._turns = 0
 
     def enter(self, worker: Worker) -> None:
-        """It has an idle slot: from now on the most recently used of its level."""
+        """It stands nowhere and has an idle slot: from now on the most recently used of its level."""
         levels = self._ordinary
         if worker.overflow:
             levels = self._overflow
-            self._overflowing += worker.worker_id not in levels[worker.busy]
-        workers = levels[len(worker.slots) - len(worker.free)]
-        workers.pop(worker.worker_id, None)
-        workers[worker.worker_id] = worker
-        self._turns += 1
-        worker.turn = self._turns
+            self._overflowing += 1
+        levels[len(worker.slots) - len(worker.free)][worker.worker_id] = worker
+        self._turns = worker.turn = self._turns + 1
 
     def leave(self, worker: Worker) -> None:
         """Its number of busy slots is about to change, or it is lent no more."""
@@ -56,6 +53,19 @@ class IdleWorkers:
         gone = levels[len(worker.slots) - len(worker.free)].pop(worker.worker_id, None)
         if worker.overflow and gone is not None:
             self._overflowing -= 1
+
+    def lend(self, worker: Worker) -> int:
+        """Take one of its idle slots; its number. With what is left of them it stands one level further on."""
+        free = worker.free
+        levels = self._ordinary
+        if worker.overflow:
+            self.leave(worker)
+        else:
+            levels[len(worker.slots) - len(free)].pop(worker.worker_id, None)
+        index = free.pop()
+        if free:
+            self.enter(worker)
+        return index
 
     def holds(self, worker: Worker, program: str) -> None:
         """The worker holds this program warm from now on."""

@@ -63,6 +63,7 @@ def _check_worker(core: PoolCore, worker: Worker) -> None:
     expected = [len(worker.slots) - sum(idle)] if ready and any(idle) else []
     levels = worker.group.idle.levels_of(worker.worker_id)
     assert levels == expected, f"{_said(worker)}: stands at levels {levels}, not {expected} (law 6)"
+    assert worker.last_program == next(reversed(worker.programs), None), f"{_said(worker)} ran another program last"
     for program in worker.programs:
         assert worker.group.idle.is_holder(worker.worker_id, program), (
             f"{_said(worker)}: nobody knows it holds {program}"

@@ -140,6 +140,8 @@ class Worker(msgspec.Struct):
     """It gave an answer."""
     programs: dict[str, None] = {}
     """Programs it holds warm, the most recently used last."""
+    last_program: str | None = None
+    """The last of them."""
     sessions: dict[str, None] = {}
     """Sessions pinned to it."""
     due: ExitReason | None = None

@@ -2,6 +2,8 @@
 
 The heap is cleaned lazily: an entry that is no longer what was armed is dropped when it surfaces, and all of them when
 they outnumber the live ones. So a lease that ends in time leaves nothing behind.
+
+`earliest` is a bound: nothing is due before it. Most steps arm nothing, and find by it that nobody has to be told.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ Timer = tuple[TimerKind, int, int]
 """(what, whose, and of which lease): a worker_id, a lease_id or a group's number, 0 where there is only one."""
 
 _COMPACT_FROM = 64
+_NEVER = float("inf")
 
 
 class Timers:
@@ -37,17 +40,19 @@ class Timers:
         self._armed: dict[Timer, float] = {}
         self._heap: list[tuple[float, int, Timer]] = []
         self._count = 0
+        self.earliest = _NEVER
 
     def __len__(self) -> int:
         return len(self._armed)
 
     def arm(self, when: float, kind: TimerKind, key: int = 0, sub: int = 0) -> None:
         """Call for (kind, key, sub) at `when`, absolute monotonic seconds, not when it was due. Infinity: never."""
-        if when == float("inf"):
+        if when == _NEVER:
             self.disarm(kind, key, sub)
             return
         timer = (kind, key, sub)
         self._armed[timer] = when
+        self.earliest = min(self.earliest, when)
         self._count += 1
         heapq.heappush(self._heap, (when, self._count, timer))
         if len(self._heap) > _COMPACT_FROM and len(self._heap) > 2 * len(self._armed):
@@ -67,8 +72,10 @@ class Timers:
         while heap:
             when, _, timer = heap[0]
             if armed.get(timer) == when:
+                self.earliest = when
                 return when
             heapq.heappop(heap)
+        self.earliest = _NEVER
         return None
 
     def pop_due(self, now: float) -> Timer | None:

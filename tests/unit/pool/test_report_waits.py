@@ -50,7 +50,7 @@ def wait_in_map(driver: Driver, deadline: float) -> Any:
 
     async def main() -> Any:
         with anyio.fail_after(PATIENCE_S):
-            return await drive_async(steps(deadline), ThreadWaits(driver).wait)
+            return await drive_async(steps(deadline), ThreadWaits(driver))
 
     return anyio.run(main)
 
