@@ -11,21 +11,23 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import anyio
 
+from benchmarks.contestants import threads
 from benchmarks.harness.processes import cpu_s, descendants, own_cpu_s
 
 Kind = Literal["floor", "dspool", "peer"]
 Program = Callable[[Any], Any]
 Call = Callable[[Program, Any], Any]
 AsyncCall = Callable[[Program, Any], Awaitable[Any]]
-ANSWER_TIMEOUT_S = 300.0
+PATIENCE_S = 60.0
+"""How long a burst may take to end, and a loop to answer, beyond what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,11 @@ class Blocking(Contestant):
                 began = ended
             return times
 
-        with ThreadPoolExecutor(callers) as threads:
-            running = [threads.submit(caller) for _ in range(callers)]
-            began = clock()
-            until[0] = began + duration_s
-            ready.wait()
-            times = [seconds for one in running for seconds in one.result()]
+        running = [threads.start(caller, f"caller of {self.name}") for _ in range(callers)]
+        began = clock()
+        until[0] = began + duration_s
+        ready.wait()
+        times = [seconds for one in threads.results(running, duration_s + PATIENCE_S) for seconds in one]
         return Burst(times, clock() - began)
 
 
@@ -155,7 +156,7 @@ class InLoop(Contestant):
         """Its loop runs meanwhile."""
         self._thread.start()
         try:
-            self._ready.result(ANSWER_TIMEOUT_S)
+            self._ready.result(PATIENCE_S)
             yield self
         finally:
             self._orders.put(None)
@@ -187,10 +188,10 @@ class InLoop(Contestant):
         except Exception as error:
             answer.set_exception(error)
 
-    def _order(self, work: Callable[[AsyncCall], Awaitable[Any]]) -> Any:
+    def _order(self, work: Callable[[AsyncCall], Awaitable[Any]], timeout_s: float = PATIENCE_S) -> Any:
         answer: Future[Any] = Future()
         self._orders.put((work, answer))
-        return answer.result(ANSWER_TIMEOUT_S)
+        return answer.result(timeout_s)
 
     def _one_after_the_other(self, program: Program, value: Any, calls: int) -> list[float]:
         async def work(call: AsyncCall) -> list[float]:
@@ -222,7 +223,7 @@ class InLoop(Contestant):
                     tasks.start_soon(caller)
             return Burst(times, clock() - began_all)
 
-        burst = self._order(work)
+        burst = self._order(work, duration_s + PATIENCE_S)
         assert isinstance(burst, Burst)
         return burst
 
@@ -233,6 +234,3 @@ def adopting(contestant: Contestant) -> Iterator[Contestant]:
     before = descendants()
     yield contestant
     contestant.pids |= descendants() - before
-
-
-AsyncOpening = Callable[[], AsyncIterator[AsyncCall]]

@@ -10,10 +10,11 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contestants import threads
 from benchmarks.contestants.programs import attend
 
 
@@ -36,10 +37,9 @@ def meet(call: Callable[[Any, Any], Any], workers: int, timeout_s: float) -> tup
         address = str(Path(folder) / "meeting")
         listener.bind(address)
         listener.listen(workers)
-        threads = ThreadPoolExecutor(workers, thread_name_prefix="meeting")
         guests: list[socket.socket] = []
         pids: list[int] = []
-        calls = [threads.submit(call, attend, address) for _ in range(workers)]
+        calls = [threads.start(partial(call, attend, address), "meeting") for _ in range(workers)]
         try:
             while len(guests) < workers:
                 for ended in (one for one in calls if one.done() and one.exception() is not None):
@@ -58,9 +58,7 @@ def meet(call: Callable[[Any, Any], Any], workers: int, timeout_s: float) -> tup
             for guest in guests:
                 guest.close()
             listener.close()
-            threads.shutdown(wait=False, cancel_futures=True)
-        for one in calls:
-            one.result(timeout=timeout_s)
+        threads.results(calls, timeout_s)
     if len(set(pids)) < workers:
         raise RuntimeError(f"{workers} calls met in {len(set(pids))} processes")
     return pids, met

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -101,7 +102,14 @@ def _loky(workers: int, initializer: Initializer = None) -> Iterator[Contestant]
 def _mpire(workers: int) -> Iterator[Contestant]:
     mpire: Any = importlib.import_module("mpire")
     with mpire.WorkerPool(n_jobs=workers, start_method="spawn", keep_alive=True) as pool:
-        yield Blocking("mpire", "peer", lambda program, value: pool.apply_async(program, (value,)).get())
+        submitting = threading.Lock()  # its pool starts its workers with the first call, and is not made for two
+
+        def call(program: Program, value: Any) -> Any:
+            with submitting:
+                pending = pool.apply_async(program, (value,))
+            return pending.get()
+
+        yield Blocking("mpire", "peer", call)
 
 
 @contextmanager

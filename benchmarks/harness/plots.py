@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Panel:
     x_label: str
     y_label: str = ""
     bars: Sequence[tuple[str, float, str]] = ()
-    lines: dict[str, tuple[Sequence[float], Sequence[float], str]] = field(default_factory=dict)
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float], str]] = field(default_factory=dict)
     log_x: bool = False
     log_y: bool = False
     x_ticks: tuple[Sequence[float], Sequence[str]] | None = None
