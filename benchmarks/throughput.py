@@ -240,7 +240,7 @@ def _lines(rows: list[Row], label: str, x: str, y: str) -> dict[str, tuple[list[
     return lines
 
 
-main = command(Benchmark("throughput", __doc__, measure, show, goals, figures))
+main = command(Benchmark("throughput", __doc__, measure, show, goals, figures, quick_placements=("unpinned",)))
 
 if __name__ == "__main__":
     main()

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from benchmarks.contestants.contestant import AsyncCall, Blocking, Contestant, InLoop, Program
 from benchmarks.contestants.programs import echo
 
@@ -286,7 +288,8 @@ PEERS = (
 
 
 def quiet() -> None:
-    """Keep the peers' own remarks about this machine out of the tables."""
+    """Keep remarks about this machine, and about workers that are killed on purpose, out of the tables."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     warnings.filterwarnings("ignore", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name in ("distributed", "ray", "dask"):

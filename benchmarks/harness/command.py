@@ -90,7 +90,7 @@ class Benchmark:
         show: the tables: title -> (rows, columns).
         goals: what it promises, judged.
         figures: what is drawn.
-        placements: where it is measured.
+        placements: where it is measured; `quick_placements` in a quick run.
     """
 
     name: str
@@ -100,6 +100,7 @@ class Benchmark:
     goals: Callable[[list[Row]], list[Goal]]
     figures: Callable[[list[Row]], list[Figure]]
     placements: tuple[Placement, ...] = ("pinned", "unpinned")
+    quick_placements: tuple[Placement, ...] = ("pinned", "unpinned")
 
 
 def command(benchmark: Benchmark) -> click.Command:
@@ -160,7 +161,10 @@ def command(benchmark: Benchmark) -> click.Command:
         arguments = ["--scale", scale, "--peers" if peers else "--no-peers"]
         arguments += [word for name in only for word in ("--only", name)]
         arguments += [word for method in start_methods for word in ("--start-method", method)]
-        places = tuple(place for place in benchmark.placements if placement in (place, "all"))
+        usual = benchmark.quick_placements if scale == "quick" else benchmark.placements
+        places = tuple(
+            place for place in benchmark.placements if place == placement or (placement == "all" and place in usual)
+        )
         _say_machine(benchmark.name)
         found = run_in_each(f"benchmarks.{benchmark.name}", arguments, places)
         folder = out or (RESULTS if scale == "full" else RESULTS / scale)
