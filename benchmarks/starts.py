@@ -6,9 +6,9 @@
 
 A worker is ready when it can run a call and has imported dspy, which is what takes the time. It is counted from the
 first line of the opening until N calls are held by N workers at once, in a manager process of its own for each start.
-The peers are those that can import dspy before their first call: by an initializer, a preload, or the standard library's
-fork server that has imported it. The yardstick is `python -c "import dspy"` with warm files. Then the same with litellm, which DSPy
-loads for many providers.
+The peers are those that can import dspy before their first call: by an initializer, a preload, or the standard
+library's fork server that has imported it. The yardstick is `python -c "import dspy"` with warm files. Then the same
+with litellm, which DSPy loads for many providers.
 
 A replacement is counted from the SIGKILL until the new worker is ready: of an idle worker, and in the middle of a call.
 
