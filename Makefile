@@ -86,8 +86,10 @@ PIP_FAILED = { echo "dspool: pip could not install $(1); its own message is abov
 .PHONY: help
 help: ## list the targets
 	@echo "Targets (each makes .venv by itself when it needs it):"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo "Variables: PYTHON=python3.12 (what .venv is made of), ARGS=\"...\" (passed on), SEEDS=500."
+	@echo "The benchmarks make .venv-bench for the peers they measure against; one script: make bench ONLY=calls,"
+	@echo "its options: make bench ONLY=calls ARGS=--help. How to read them: docs/how-to/benchmark.md."
 
 .PHONY: setup
 setup: $(STAMP) ## make .venv: what the lock file names, with hash checking, and dspool itself
@@ -156,17 +158,42 @@ coverage: $(STAMP) ## branches of pool/core and protocol that the unit tests rea
 .PHONY: check
 check: lint type test coverage sim ## all of lint, type, test, coverage and sim
 
+# The peers' environment is apart from .venv: Ray and dask bring a hundred packages, which nobody needs to work on dspool
+# and which could hide that one of ours is missing. It is made by the Python of .venv.
+BENCH_LOCK := requirements-peers.lock
+BENCH_VENV := .venv-bench
+BENCH_PY := $(BENCH_VENV)/bin/python
+BENCH_PIP := $(BENCH_PY) -m pip --disable-pip-version-check --no-input -qq
+BENCH_STAMP := $(BENCH_VENV)/.installed-$(shell { pwd; cat $(BENCH_LOCK) pyproject.toml; } 2>/dev/null | cksum | cut -d' ' -f1)
+BENCHMARKS := calls throughput payload starts dspy_calls
+
+$(BENCH_STAMP): | $(STAMP)
+	@echo "dspool: bringing $(BENCH_VENV) up to date with the $$(grep -c '^[a-zA-Z]' $(BENCH_LOCK)) packages of $(BENCH_LOCK); the first time takes a minute or two"
+	@[ -x $(BENCH_PY) ] || $(PY) -m venv $(BENCH_VENV)
+	@rm -f $(BENCH_VENV)/.installed-*
+	@$(BENCH_PIP) install --require-hashes --no-deps -r $(BENCH_LOCK) || $(call PIP_FAILED,the packages in $(BENCH_LOCK))
+	@$(BENCH_PIP) install --no-deps --no-build-isolation -e . || $(call PIP_FAILED,dspool itself)
+	@$(BENCH_PY) -m pip check >/dev/null || { $(BENCH_PY) -m pip check; echo "dspool: $(BENCH_LOCK) does not fit pyproject.toml any more: run make lock" >&2; }
+	@touch $@
+
 .PHONY: bench
-bench: $(STAMP) ## what a call costs beside a bare socketpair (ARGS are the script's)
-	@$(PY) benchmarks/calls.py $(ARGS)
+bench: $(BENCH_STAMP) ## every benchmark beside its peers, half an hour; ARGS are the scripts', ONLY="calls starts" picks some
+	@for script in $(or $(ONLY),$(BENCHMARKS)); do $(BENCH_PY) -m benchmarks.$$script $(ARGS) || exit 1; echo; done
+
+.PHONY: bench-quick
+bench-quick: $(BENCH_STAMP) ## the same with few samples, two minutes: whether it works, and whether a change is worth a full run
+	@for script in $(or $(ONLY),$(BENCHMARKS)); do $(BENCH_PY) -m benchmarks.$$script --quick $(ARGS) || exit 1; echo; done
 
 .PHONY: lock
-lock: $(STAMP) ## renew the lock file from pyproject.toml, for Python 3.11 and newer
+lock: $(STAMP) ## renew the lock files from pyproject.toml, for Python 3.11 and newer
 	@$(PY) -m uv --quiet pip compile pyproject.toml --extra cli --extra dev --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --output-file $(LOCK) $(LOCK_ARGS) >/dev/null
 	@echo "dspool: $(LOCK) names $$(grep -c '^[a-zA-Z]' $(LOCK)) packages; run make setup to install them"
+	@$(PY) -m uv --quiet pip compile pyproject.toml --extra peers --constraint $(LOCK) --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --output-file $(BENCH_LOCK) $(LOCK_ARGS) >/dev/null
+	@echo "dspool: $(BENCH_LOCK) names $$(grep -c '^[a-zA-Z]' $(BENCH_LOCK)) packages, for make bench"
 
 .PHONY: clean
 clean: ## remove .venv, caches, reports and what was built
-	@rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	@rm -rf $(VENV) $(BENCH_VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

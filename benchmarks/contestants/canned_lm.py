@@ -45,8 +45,10 @@ class CannedLM:
 
     def __exit__(self, *error: object) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(10)
+        self._process.stdout.close()
 
     def set_latency(self, latency_s: float) -> int:
         """What every request from now on waits. Returns how many were answered so far."""
