@@ -41,7 +41,7 @@ class Size:
 
 SIZES: dict[Scale, Size] = {
     "full": Size(rounds=9, calls=2000, round_s=0.6),
-    "quick": Size(rounds=3, calls=300, round_s=0.1),
+    "quick": Size(rounds=3, calls=200, round_s=0.06),
     "smoke": Size(rounds=2, calls=10, round_s=0.05),
 }
 

@@ -54,7 +54,8 @@ class Size:
         tasks: that await acall.
         slots: of each of Pool's two workers.
         processes: of ProcessPoolExecutor.
-        rounds, round_s: of each way, at each latency; a round is as long as eight answers take, at least.
+        rounds, round_s: of each way, at each latency.
+        answers: a round is as long as so many answers take, at least.
         lone_calls: one after the other, in a round, to see what Pool adds to a call.
     """
 
@@ -65,13 +66,14 @@ class Size:
     processes: tuple[int, ...]
     rounds: int
     round_s: float
+    answers: int
     lone_calls: int
 
 
 SIZES: dict[Scale, Size] = {
-    "full": Size((0, 50, 200), (16, 64, 128), (16, 64, 100), (1, 16, 64), (2, 16), 3, 1.5, 100),
-    "quick": Size((0, 200), (16, 64), (64,), (1, 64), (2,), 1, 0.4, 30),
-    "smoke": Size((0,), (4,), (4,), (1,), (2,), 1, 0.2, 3),
+    "full": Size((0, 50, 200), (16, 64, 128), (16, 64, 100), (1, 16, 64), (2, 16), 3, 1.5, 8, 100),
+    "quick": Size((0, 200), (16, 64), (64,), (1, 64), (2,), 1, 0.4, 5, 30),
+    "smoke": Size((0,), (4,), (4,), (1,), (2,), 1, 0.2, 5, 3),
 }
 
 
@@ -228,7 +230,7 @@ def measure(run: Run) -> list[Row]:
         for latency_ms in size.latencies_ms:
             before, before_cpu_s = lm.set_latency(latency_ms / 1e3), lm.cpu_s()
             bursts: dict[str, list[Burst]] = {way.name: [] for way, _ in ways}
-            duration_s = max(size.round_s, 8 * latency_ms / 1e3)
+            duration_s = max(size.round_s, size.answers * latency_ms / 1e3)
             for number in range(size.rounds):
                 for way, callers in ways:
                     run.progress(f"{latency_ms} ms, round {number + 1} of {size.rounds}: {way.name}")

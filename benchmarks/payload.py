@@ -46,7 +46,7 @@ class Size:
 
 
 SIZES: dict[Scale, Size] = {
-    "full": Size((KB, 16 * KB, 256 * KB, MB, 4 * MB, 16 * MB, 32 * MB), 5, 0.25, 2.0),
+    "full": Size((KB, 16 * KB, 256 * KB, MB, 4 * MB, 16 * MB, 32 * MB), 5, 0.15, 2.0),
     "quick": Size((KB, MB, 16 * MB), 2, 0.03, 0.6),
     "smoke": Size((KB, 256 * KB), 1, 0.01, 1.0),
 }
@@ -68,7 +68,7 @@ def measure(run: Run) -> list[Row]:
     """One row for each contestant, kind and size."""
     size = SIZES[run.scale]
     rows: list[Row] = []
-    openings = [*floors(raw, framed), *ours(run, 1, ("asyncio",)), *peers(run, 1)]
+    openings = [*floors(raw, framed), *ours(run, 1, ("asyncio",)), *peers(run, 1, heavy=run.scale != "quick")]
     with gathered(run, openings, 1) as contestants:
         tired: set[tuple[str, str]] = set()
         for kind in KINDS:

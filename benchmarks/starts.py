@@ -33,7 +33,7 @@ from typing import Any
 import psutil
 
 import dspool
-from benchmarks.contestants.peers import quiet
+from benchmarks.contestants.peers import PEERS, quiet
 from benchmarks.contestants.pools import start_methods
 from benchmarks.contestants.replacing import Ward
 from benchmarks.contestants.starting import MODULES, OPENINGS
@@ -44,6 +44,7 @@ from benchmarks.harness.processes import memory_mb
 from benchmarks.harness.samples import Samples
 from dspool.testing.stub_lm import StubLM
 
+HEAVY = [peer.name for peer in PEERS if peer.heavy]
 ROOT = Path(__file__).parents[1]
 CALLS = 20
 
@@ -72,7 +73,7 @@ class Size:
 
 SIZES: dict[Scale, Size] = {
     "full": Size((1, 8, 32, 100), (1, 8), 3, 60.0, 100, 10, 8),
-    "quick": Size((1, 8), (), 1, 4.0, 20, 2, 2),
+    "quick": Size((8,), (), 1, 4.0, 20, 2, 2),
     "smoke": Size((1,), (), 1, 20.0, 1, 1, 1),
 }
 
@@ -129,6 +130,9 @@ def _measure_starts(run: Run, size: Size, known: list[str]) -> list[Row]:
             continue
         if who in MODULES and find_spec(MODULES[who]) is None:
             run.note(f"{who}: left out, {MODULES[who]} is not installed")
+            continue
+        if who in HEAVY and run.scale == "quick":
+            run.note(f"{who}: left out of a quick run, because it takes long to open")
             continue
         for litellm, counts in ((False, size.workers), (True, size.litellm_workers)):
             last: Row | None = None

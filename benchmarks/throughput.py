@@ -63,7 +63,7 @@ def measure(run: Run) -> list[Row]:
 
 def _measure_calls(run: Run, size: Size) -> list[Row]:
     bursts: dict[tuple[str, str, int], list[Burst]] = {}
-    with gathered(run, [*ours(run, WORKERS), *peers(run, WORKERS)], WORKERS) as contestants:
+    with gathered(run, [*ours(run, WORKERS), *peers(run, WORKERS, heavy=run.scale != "quick")], WORKERS) as contestants:
         kinds = {contestant.name: contestant.kind for contestant in contestants}
         for number in range(size.rounds):
             for program_name, program in PROGRAMS.items():

@@ -34,8 +34,8 @@ def ours(run: Run, workers: int, backends: Sequence[str] = pools.BACKENDS) -> li
     return [opening for opening in openings if run.wants(opening[0])]
 
 
-def peers(run: Run, workers: int) -> list[Opening]:
-    """Those that are installed."""
+def peers(run: Run, workers: int, *, heavy: bool = True) -> list[Opening]:
+    """Those that are installed; those that take long to open only where `heavy` ones are wanted."""
     if not run.peers:
         run.note("peers: left out, as asked")
         return []
@@ -43,7 +43,9 @@ def peers(run: Run, workers: int) -> list[Opening]:
     for peer in PEERS:
         if not run.wants(peer.name):
             continue
-        if peer.installed:
+        if peer.heavy and not heavy:
+            run.note(f"{peer.name}: left out of a quick run, because it takes long to open")
+        elif peer.installed:
             openings.append((peer.name, partial(peer.open, workers)))
         else:
             run.note(f"{peer.name}: left out, {peer.module.partition('.')[0]} is not installed or has no such part")

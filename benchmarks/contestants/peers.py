@@ -44,13 +44,13 @@ class Peer:
         name: as it is shown.
         module: what has to be installed.
         open: opens it with so many workers and gives its Contestant.
-        initializer: whether its workers can run a function when they start; `open` then takes one.
+        heavy: whether it takes many seconds to open and close; most quick runs leave such out.
     """
 
     name: str
     module: str
     open: Callable[..., AbstractContextManager[Contestant]]
-    initializer: bool = False
+    heavy: bool = False
 
     @property
     def installed(self) -> bool:
@@ -274,16 +274,16 @@ def _dask(workers: int, preload: str | None = None) -> Iterator[Contestant]:
 
 
 PEERS = (
-    Peer("multiprocessing.Pool", "multiprocessing", _multiprocessing_pool, initializer=True),
-    Peer("ProcessPoolExecutor", "concurrent.futures", _process_pool_executor, initializer=True),
+    Peer("multiprocessing.Pool", "multiprocessing", _multiprocessing_pool),
+    Peer("ProcessPoolExecutor", "concurrent.futures", _process_pool_executor),
     Peer("anyio.to_process", "anyio", _anyio_to_process),
     Peer("trio-parallel", "trio_parallel", _trio_parallel),
-    Peer("pebble", "pebble", _pebble, initializer=True),
-    Peer("loky", "loky", _loky, initializer=True),
+    Peer("pebble", "pebble", _pebble),
+    Peer("loky", "loky", _loky),
     Peer("mpire", "mpire", _mpire),
-    Peer("gunicorn dirty workers", "gunicorn.dirty", _gunicorn),
-    Peer("Ray actors", "ray", _ray, initializer=True),
-    Peer("dask", "distributed", _dask),
+    Peer("gunicorn dirty workers", "gunicorn.dirty", _gunicorn, heavy=True),
+    Peer("Ray actors", "ray", _ray, heavy=True),
+    Peer("dask", "distributed", _dask, heavy=True),
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -63,6 +64,7 @@ class Run:
     only: tuple[str, ...]
     start_methods: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
+    _began: float = field(default_factory=time.monotonic)
 
     def note(self, text: str) -> None:
         """Say it now, and keep it for the files."""
@@ -72,7 +74,7 @@ class Run:
 
     def progress(self, text: str) -> None:
         """Say on stderr what is being done."""
-        click.echo(f"  {text}", err=True)
+        click.echo(f"  {time.monotonic() - self._began:6.1f} s  {text}", err=True)
 
     def wants(self, name: str) -> bool:
         """Whether a contestant takes part."""

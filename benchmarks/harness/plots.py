@@ -57,7 +57,7 @@ def draw(figures: Sequence[Figure], folder: Path) -> list[str]:
         if not panels:
             continue
         height = max(4.2, 1.6 + 0.3 * max(len(panel.bars) for panel in panels))
-        canvas = figure_module.Figure(figsize=(6.4 * len(panels), height), layout="constrained")
+        canvas = figure_module.Figure(figsize=(5.8 * len(panels) + 1.6, height), layout="constrained")
         backend.FigureCanvasAgg(canvas)
         canvas.suptitle(figure.question, fontsize=13)
         for axes, panel in zip(canvas.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -66,10 +66,31 @@ def draw(figures: Sequence[Figure], folder: Path) -> list[str]:
             axes.set_xlabel(panel.x_label)
             axes.set_ylabel(panel.y_label)
             axes.spines[["top", "right"]].set_visible(False)
+        _add_legend(canvas)
         path = folder / f"{figure.name}.png"
         canvas.savefig(path, dpi=110)
         lines.append(f"wrote {path}")
     return lines
+
+
+def _add_legend(canvas: Any) -> None:
+    """One for all panels, beside them: over the lines it would hide some."""
+    handles: dict[str, Any] = {}
+    for axes in canvas.axes:
+        lines, labels = axes.get_legend_handles_labels()
+        handles |= {label: line for line, label in zip(lines, labels, strict=True) if label not in handles}
+    if len(handles) > 0 and any(axes.lines for axes in canvas.axes):
+        canvas.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=9, frameon=False)
+
+
+def _plain_log(axis: Any) -> None:
+    """1, 2, 5, 10, 20, ... instead of powers alone, of which a plot may show just one."""
+    ticker: Any = importlib.import_module("matplotlib.ticker")
+    low, high = axis.get_view_interval()
+    steps = (1.0, 2.0, 5.0) if high < 1000 * max(low, 1e-12) else (1.0,)
+    axis.set_major_locator(ticker.LogLocator(subs=steps))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _draw_bars(axes: Any, panel: Panel) -> None:
@@ -82,6 +103,7 @@ def _draw_bars(axes: Any, panel: Panel) -> None:
     if panel.log_x:
         axes.set_xscale("log")
         axes.set_xlim(right=max(values) * 3)
+        _plain_log(axes.xaxis)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
 
@@ -91,7 +113,8 @@ _MARKERS = "osD^vP*X<>h"
 
 def _draw_lines(axes: Any, panel: Panel) -> None:
     """Ours thick and red, floors grey and dashed, each peer in a colour of its own."""
-    cycle: Any = importlib.import_module("matplotlib").colormaps["tab20"].colors
+    every: Any = importlib.import_module("matplotlib").colormaps["tab20"].colors
+    cycle = [*every[:6], *every[8:14], *every[16:]]  # without the reds, which are ours, and the greys, the floors'
     seen: dict[str, int] = {}
     for label, (xs, ys, kind) in panel.lines.items():
         number = seen[kind] = seen.get(kind, -1) + 1
@@ -107,10 +130,10 @@ def _draw_lines(axes: Any, panel: Panel) -> None:
         axes.set_xscale("log", base=2)
     if panel.log_y:
         axes.set_yscale("log")
+        _plain_log(axes.yaxis)
     if panel.x_ticks is not None:
         axes.set_xticks(panel.x_ticks[0], panel.x_ticks[1])
         axes.minorticks_off()
     if not panel.log_y:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2 if len(panel.lines) > 6 else 1)
