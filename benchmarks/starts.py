@@ -326,7 +326,7 @@ def figures(rows: list[Row]) -> list[Figure]:
         for row in replaced
         for key, what in (("p50_ms", "median"), ("p99_ms", "99th percentile"))
     ]
-    panel = Panel("killed by SIGKILL", "ms until a new worker is ready (logarithmic)", bars=bars, log_x=True)
+    panel = Panel("killed by SIGKILL", "ms after the SIGKILL (logarithmic)", bars=bars, log_x=True)
     return [*drawn, Figure("starts-replacement", "How soon is a killed worker replaced?", [panel])]
 
 

@@ -83,11 +83,11 @@ def _add_legend(canvas: Any) -> None:
         canvas.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=9, frameon=False)
 
 
-def _plain_log(axis: Any) -> None:
-    """1, 2, 5, 10, 20, ... instead of powers alone, of which a plot may show just one."""
+def _plain_log(axis: Any, longest: float) -> None:
+    """1, 2, 5, 10, 20, ... instead of powers alone, of which a plot may show one; powers over `longest`."""
     ticker: Any = importlib.import_module("matplotlib.ticker")
     low, high = axis.get_view_interval()
-    steps = (1.0, 2.0, 5.0) if high < 1000 * max(low, 1e-12) else (1.0,)
+    steps = (1.0, 2.0, 5.0) if high < longest * max(low, 1e-12) else (1.0,)
     axis.set_major_locator(ticker.LogLocator(subs=steps))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(ticker.NullFormatter())
@@ -103,7 +103,7 @@ def _draw_bars(axes: Any, panel: Panel) -> None:
     if panel.log_x:
         axes.set_xscale("log")
         axes.set_xlim(right=max(values) * 3)
-        _plain_log(axes.xaxis)
+        _plain_log(axes.xaxis, 100)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
 
@@ -130,7 +130,7 @@ def _draw_lines(axes: Any, panel: Panel) -> None:
         axes.set_xscale("log", base=2)
     if panel.log_y:
         axes.set_yscale("log")
-        _plain_log(axes.yaxis)
+        _plain_log(axes.yaxis, 1000)
     if panel.x_ticks is not None:
         axes.set_xticks(panel.x_ticks[0], panel.x_ticks[1])
         axes.minorticks_off()
