@@ -20,6 +20,7 @@ over HTTP, in each worker.
 from __future__ import annotations
 
 import json
+import queue
 import statistics
 import subprocess
 import sys
@@ -200,9 +201,13 @@ def _measure_replacements(run: Run, size: Size, known: list[str]) -> list[Row]:
             continue
         run.progress(f"{who}: replacements")
         kills = size.slow_kills if method == "spawn" else size.fast_kills
-        with Ward(method).opened() as ward:
-            idle = [ward.replace_idle() for _ in range(kills)]
-            busy = [ward.replace_busy() for _ in range(kills)]
+        try:
+            with Ward(method).opened() as ward:
+                idle = [ward.replace_idle() for _ in range(kills)]
+                busy = [ward.replace_busy() for _ in range(kills)]
+        except (dspool.DspoolError, queue.Empty) as error:
+            run.note(f"{who}: replacements could not be measured: {type(error).__name__}: {str(error)[:300]}")
+            continue
         for case, times in (
             ("idle: new worker ready", idle),
             ("in a call: new worker ready", [ready for ready, _ in busy]),
