@@ -37,7 +37,7 @@ SMALLEST_LIST = 256 * KB
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: rounds, each of so many seconds at most and two calls at least."""
+    """How much is measured: rounds, each of about so many seconds, but of one call at least."""
 
     values: tuple[int, ...]
     rounds: int
@@ -98,14 +98,14 @@ def _measure_value(
                 )
                 tired.add((contestant.name, kind))
                 continue
-            times, _ = contestant.time_calls(echo, value, 2)
+            times, _ = contestant.time_calls(echo, value, 1)
         except Exception as error:
             what = f"{type(error).__name__}: {str(error)[:120]}"
             run.note(f"{contestant.name}: refused {kind} of {_said(count)} ({what}), larger ones left out")
             tired.add((contestant.name, kind))
             continue
         samples[contestant.name] = Samples()
-        calls[contestant.name] = max(2, min(2000, int(size.round_s / min(times))))
+        calls[contestant.name] = max(1, min(2000, int(size.round_s / min(times))))
     taking = [contestant for contestant in contestants if contestant.name in samples]
     for _ in range(size.rounds):
         for contestant in taking:

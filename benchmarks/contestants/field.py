@@ -44,7 +44,7 @@ def peers(run: Run, workers: int, *, heavy: bool = True) -> list[Opening]:
         if not run.wants(peer.name):
             continue
         if peer.heavy and not heavy:
-            run.note(f"{peer.name}: left out of a quick run, because it takes long to open")
+            run.note(f"{peer.name}: left out of a quick run ({run.placement}), because it takes long to open")
         elif peer.installed:
             openings.append((peer.name, partial(peer.open, workers)))
         else:
