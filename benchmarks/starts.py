@@ -7,8 +7,8 @@
 A worker is ready when it can run a call and has imported dspy, which is what takes the time. It is counted from the
 first line of the opening until N calls are held by N workers at once, in a manager process of its own for each start.
 The peers are those that can import dspy before their first call: by an initializer, a preload, or the standard
-library's fork server that has imported it. The yardstick is `python -c "import dspy"` with warm files. Then the same
-with litellm, which DSPy loads for many providers.
+library's fork server that has imported it. The yardstick is `python -c "import dspy"` with warm files,
+timed before each start ("x import"). Then the same with litellm, which DSPy loads for many providers.
 
 A replacement is counted from the SIGKILL until the new worker is ready: of an idle worker, and in the middle of a call.
 
@@ -20,6 +20,7 @@ over HTTP, in each worker.
 from __future__ import annotations
 
 import json
+import os
 import queue
 import statistics
 import subprocess
@@ -42,7 +43,7 @@ from benchmarks.harness.command import Benchmark, Row, Run, Scale, command
 from benchmarks.harness.goals import Goal, best, figure, pick, quotient
 from benchmarks.harness.plots import Figure, Panel
 from benchmarks.harness.processes import memory_mb
-from benchmarks.harness.samples import Samples
+from benchmarks.harness.samples import Samples, ratio
 from dspool.testing.stub_lm import StubLM
 
 HEAVY = [peer.name for peer in PEERS if peer.heavy]
@@ -87,7 +88,6 @@ def measure(run: Run) -> list[Row]:
     for method in refused:
         run.note(f"Pool, {method}: left out, this dspool does not know the start method {method!r}")
     return [
-        *_measure_yardstick(run, size),
         *_measure_starts(run, size, known),
         *_measure_replacements(run, size, known),
         *_measure_called(run, size, known),
@@ -98,33 +98,44 @@ def _modules(litellm: bool) -> str:
     return "dspy, litellm" if litellm else "dspy"
 
 
-def _measure_yardstick(run: Run, size: Size) -> list[Row]:
-    rows = []
-    for litellm in (False, True) if size.litellm_workers else (False,):
-        run.progress(f'python -c "import {_modules(litellm)}"')
+class _Yardstick:
+    """`python -c "import dspy"`, timed before each start: a neighbour who is awake then slows both."""
+
+    def __init__(self) -> None:
+        self._times: dict[bool, list[float]] = {}
+
+    def import_s(self, litellm: bool) -> float:
+        """How long it takes now. The first time of all reads the files and does not count."""
         command = [sys.executable, "-c", f"import {_modules(litellm)}"]
-        environment = {**psutil.Process().environ(), "LITELLM_LOCAL_MODEL_COST_MAP": "true"}
-        times = []
-        for _ in range(size.starts + 2):
-            began = time.perf_counter()
+        environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "true"}
+        if litellm not in self._times:
+            self._times[litellm] = []
             subprocess.run(command, check=True, env=environment)
-            times.append(time.perf_counter() - began)
-        rows.append(
+        began = time.perf_counter()
+        subprocess.run(command, check=True, env=environment)
+        self._times[litellm].append(time.perf_counter() - began)
+        return self._times[litellm][-1]
+
+    def rows(self) -> list[Row]:
+        """What it took."""
+        return [
             {
                 "question": "start",
                 "contestant": f'python -c "import {_modules(litellm)}"',
                 "kind": "floor",
                 "modules": _modules(litellm),
                 "workers": 1,
-                "ready_s": statistics.median(times[1:]),
-                "starts": len(times) - 1,
+                "ready_s": statistics.median(times),
+                "x_import": 1.0,
+                "starts": len(times),
             }
-        )
-    return rows
+            for litellm, times in self._times.items()
+        ]
 
 
 def _measure_starts(run: Run, size: Size, known: list[str]) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
+    yardstick = _Yardstick()
     for who in OPENINGS:
         is_ours = who.startswith("Pool, ")
         if not run.wants(who) or (not is_ours and not run.peers) or (is_ours and who[6:] not in known):
@@ -142,11 +153,11 @@ def _measure_starts(run: Run, size: Size, known: list[str]) -> list[Row]:
                     run.note(f"{who}, {_modules(litellm)}: {workers} workers left out, {reason}")
                     break
                 run.progress(f"{who}: {workers} workers, {_modules(litellm)}")
-                last = _start(run, size, who, workers, litellm)
+                last = _start(run, size, yardstick, who, workers, litellm)
                 if last is None:
                     break
                 rows.append(last)
-    return rows
+    return [*yardstick.rows(), *rows]
 
 
 def _too_much(last: Row, workers: int, size: Size) -> str | None:
@@ -159,11 +170,12 @@ def _too_much(last: Row, workers: int, size: Size) -> str | None:
     return None
 
 
-def _start(run: Run, size: Size, who: str, workers: int, litellm: bool) -> Row | None:
+def _start(run: Run, size: Size, yardstick: _Yardstick, who: str, workers: int, litellm: bool) -> Row | None:
     command = [sys.executable, "-m", "benchmarks.contestants.starting", who, str(workers)]
     command += ["--litellm"] if litellm else []
-    times, found = [], None
+    times, imports, found = [], [], None
     for _ in range(size.starts if workers <= 32 else 1):
+        imports.append(yardstick.import_s(litellm))
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
         except subprocess.TimeoutExpired:
@@ -185,6 +197,7 @@ def _start(run: Run, size: Size, who: str, workers: int, litellm: bool) -> Row |
         "modules": _modules(litellm),
         "workers": workers,
         "ready_s": statistics.median(times),
+        "x_import": ratio(times, imports),
         "starts": len(times),
         "private_mb": statistics.fmean(found["private_mb"]),
         "proportional_mb": statistics.fmean(found["proportional_mb"]),
@@ -256,7 +269,7 @@ def _measure_called(run: Run, size: Size, known: list[str]) -> list[Row]:
 def show(rows: list[Row]) -> Mapping[str, tuple[Sequence[Row], Mapping[str, str]]]:
     """A table for each question."""
     start = {"contestant": "", "modules": "imported", "workers": "workers", "ready_s": "ready s"}
-    start |= {"private_mb": "private MB each", "proportional_mb": "proportional MB each"}
+    start |= {"x_import": "x import", "private_mb": "private MB each", "proportional_mb": "proportional MB each"}
     start |= {"total_proportional_mb": "all, MB", "starts": "starts"}
     case = {"contestant": "", "case": "killed", "p50_ms": "p50 ms", "p99_ms": "p99 ms", "samples": "kills"}
     called = {"contestant": "", "workers": "workers", "private_mb": "private MB each"}
@@ -274,12 +287,11 @@ def goals(rows: list[Row]) -> list[Goal]:
     start = pick(rows, question="start", modules="dspy")
     method = "template" if pick(rows, contestant="Pool, template") else "spawn"
     who = f"Pool, {method}"
-    yardstick = best(start, "ready_s", kind="floor")
     judged = []
     for workers, limit in ((8, 2.0), (100, 3.0)):
         pool = best(start, "ready_s", contestant=who, workers=workers)
         text = f"{workers} workers ready ({method}) against one import of dspy"
-        judged.append(Goal(text, limit, quotient(pool, yardstick, "ready_s"), against='python -c "import dspy"'))
+        judged.append(Goal(text, limit, figure(pool, "x_import"), against='python -c "import dspy"'))
     hundred = best(start, "ready_s", contestant=who, workers=100)
     judged.append(
         Goal(f"private memory of 100 workers ({method})", 1500.0, figure(hundred, "total_private_mb"), unit="MB")
