@@ -177,7 +177,7 @@ $(BENCH_STAMP): | $(STAMP)
 	@touch $@
 
 .PHONY: bench
-bench: $(BENCH_STAMP) ## every benchmark beside its peers, half an hour; ARGS are the scripts', ONLY="calls starts" picks some
+bench: $(BENCH_STAMP) ## every benchmark beside its peers, most of an hour; ARGS are the scripts', ONLY="calls starts" picks some
 	@for script in $(or $(ONLY),$(BENCHMARKS)); do $(BENCH_PY) -m benchmarks.$$script $(ARGS) || exit 1; echo; done
 
 .PHONY: bench-quick

@@ -27,8 +27,11 @@ Placement = Literal["pinned", "unpinned"]
 @contextmanager
 def placed(placement: Placement) -> Iterator[None]:
     """What this thread starts meanwhile runs there."""
+    if placement == "unpinned":
+        yield
+        return
     cores = usable_cores()
-    os.sched_setaffinity(0, cores[-1:] if placement == "pinned" else cores)
+    os.sched_setaffinity(0, cores[-1:])
     try:
         yield
     finally:
@@ -51,6 +54,9 @@ def run_in_each(module: str, arguments: Sequence[str], placements: Iterable[Plac
     """
     merged: dict[str, list[Any]] = {"rows": [], "notes": []}
     for placement in placements:
+        if placement == "pinned" and not hasattr(os, "sched_setaffinity"):
+            merged["notes"].append("pinned: left out, this system can't keep processes on one core")
+            continue
         with tempfile.TemporaryDirectory() as folder, placed(placement):
             part = Path(folder) / "part.json"
             command = [sys.executable, "-m", module, *arguments, "--placement", placement, "--part", str(part)]

@@ -56,4 +56,6 @@ def memory_mb(pids: Iterable[int]) -> tuple[list[float], list[float]]:
 
 def usable_cores() -> list[int]:
     """The cores this process may run on."""
+    if not hasattr(os, "sched_getaffinity"):
+        return list(range(os.cpu_count() or 1))
     return sorted(os.sched_getaffinity(0))

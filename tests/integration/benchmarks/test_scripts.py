@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.contestants.canned_lm import CannedLM
-from benchmarks.harness.processes import cpu_s
+from benchmarks.harness.processes import cpu_s, usable_cores
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -45,7 +45,7 @@ def test_a_benchmark_prints_its_goals_and_writes_rows_with_machine_and_versions(
     result = json.loads((tmp_path / f"{script}.json").read_text())
     assert result["benchmark"] == script
     assert result["scale"] == "smoke"
-    assert result["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert result["machine"]["cores"] == len(usable_cores())
     assert result["versions"]["dspool"]
     assert {row["kind"] for row in result["rows"]} >= {"dspool"}
     assert {row["placement"] for row in result["rows"]} == {"unpinned"}
