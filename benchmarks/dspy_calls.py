@@ -316,7 +316,7 @@ def goals(rows: list[Row]) -> list[Goal]:
     judged.append(
         Goal(
             f"calls per second at 200 ms, {WORKERS} workers x 64 slots, against dspy.Parallel's best number of threads",
-            1.5,
+            1.8,
             quotient(pool, parallel, "per_s"),
             at_least=True,
             against=parallel["contestant"] if parallel else "",
@@ -328,7 +328,7 @@ def goals(rows: list[Row]) -> list[Goal]:
     judged.append(
         Goal(
             f"calls per second at 0 ms, {WORKERS} workers, against the best way in one process",
-            1.5,
+            1.8,
             quotient(pool, single, "per_s"),
             at_least=True,
             against=single["contestant"] if single else "",
@@ -337,7 +337,7 @@ def goals(rows: list[Row]) -> list[Goal]:
     for placement in PLACES:
         added = best(rows, "added_percent", question="added", placement=placement)
         text = f"CPU that the pool adds to one real ChainOfThought, {placement}"
-        judged.append(Goal(text, 5.0, figure(added, "added_percent"), unit="%", against=LONE))
+        judged.append(Goal(text, 3.0, figure(added, "added_percent"), unit="%", against=LONE))
     busiest = max((row["lm_cpu_ms"] for row in pick(rows, question="calls")), default=None)
     judged.append(Goal("the LM's own CPU per call, at most", 0.1, busiest, unit="ms"))
     return judged

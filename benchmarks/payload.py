@@ -24,7 +24,7 @@ from benchmarks.contestants.field import floors, gathered, ours, peers
 from benchmarks.contestants.floors import FRAMED, framed, raw
 from benchmarks.contestants.programs import echo
 from benchmarks.harness.command import Benchmark, Row, Run, Scale, command
-from benchmarks.harness.goals import Goal, best, figure, pick
+from benchmarks.harness.goals import Goal, best, figure, pick, quotient
 from benchmarks.harness.plots import Figure, Panel
 from benchmarks.harness.samples import Samples, ratio
 
@@ -164,6 +164,10 @@ def goals(rows: list[Row]) -> list[Goal]:
             text = f"Pool's echo of 16 MB ({kind}) against the framed floor's speed, {placement}"
             share = figure(pool, "of_floor_percent")
             judged.append(Goal(text, 85.0, share, at_least=True, unit="%", against=FRAMED))
+            peer = best(rows, "p50_ms", placement=placement, value=kind, bytes=16 * MB, kind="peer")
+            text = f"Pool: times faster than the fastest peer, echo of 16 MB ({kind}), {placement}"
+            against = peer["contestant"] if peer else ""
+            judged.append(Goal(text, 1.0, quotient(peer, pool, "p50_ms"), at_least=True, against=against))
     return judged
 
 
