@@ -323,6 +323,12 @@ class AsyncPool(PoolFront):
         self._check_home()
         return driver
 
+    @property
+    def _opened(self) -> ControlPlane:
+        control = super()._opened
+        self._check_home()
+        return control
+
     def _check_home(self) -> None:
         if _here() is not self._home:
             raise PoolError(
