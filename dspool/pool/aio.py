@@ -8,9 +8,11 @@ AsyncPool belongs to its loop.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import time
 import warnings
+import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sized
 from typing import Any, TypeVar
 
@@ -36,6 +38,7 @@ from dspool.types import Affinity, PoolHealth, PoolStats, WorkerInfo
 
 T = TypeVar("T")
 _CLOSE_SLACK_S = 10.0
+_open_pools: weakref.WeakSet[AsyncPool] = weakref.WeakSet()
 
 
 class AsyncPool(PoolFront):
@@ -78,6 +81,7 @@ class AsyncPool(PoolFront):
         if self._control is not None:
             raise PoolError(f"pool {self.name!r} was opened before; make a new one")
         self._control = control = ControlPlane(self.options, self._launcher)
+        _open_pools.add(self)
         if _on_trio():
             self._waits = TrioWaits(control.driver)
             self._home = self._waits.token
@@ -133,6 +137,7 @@ class AsyncPool(PoolFront):
         control = getattr(self, "_control", None)
         if control is None or self._closed or control.driver.pid != os.getpid():
             return
+        self._closed = True
         over = control.driver.over.is_set()  # the event loop has ended, and the workers with it
         _warn(
             f"async pool {self.name!r} was never closed; its workers {'were' if over else 'are'} killed, whatever they "
@@ -318,6 +323,12 @@ class AsyncPool(PoolFront):
         self._check_home()
         return driver
 
+    @property
+    def _opened(self) -> ControlPlane:
+        control = super()._opened
+        self._check_home()
+        return control
+
     def _check_home(self) -> None:
         if _here() is not self._home:
             raise PoolError(
@@ -343,6 +354,13 @@ async def _serve(control: ControlPlane, waits: AnyioWaits, nursery: list[anyio.a
             tasks.cancel_scope.cancel()
     except Exception:
         return  # the control plane has said so; on trio it would take the application's whole run with it
+
+
+@atexit.register
+def _tell_of_open_pools() -> None:
+    """The interpreter ends. A pool that is still referred to may never be collected, and told of, after this."""
+    for pool in list(_open_pools):
+        pool.__del__()
 
 
 def _on_trio() -> bool:
