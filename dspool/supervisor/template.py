@@ -288,7 +288,7 @@ class Template:
                 self._asked.pop(fork_id, None)
                 raise
             try:
-                await asked.answered.wait()
+                await self._answered(asked)
             except BaseException:
                 asked.given_up = True
                 if isinstance(asked.answer, tuple):
@@ -299,6 +299,16 @@ class Template:
             assert asked.answer is not None
             pid, pidfd = asked.answer
             return ForkedChild(pid, pidfd, ours, asked)
+
+    async def _answered(self, asked: _Asked) -> None:
+        with anyio.move_on_after(self._start_timeout_s * START_SHARE):
+            await asked.answered.wait()
+            return
+        assert self._handle is not None
+        self._log.error("a template doesn't answer; it is killed", waited_s=self._start_timeout_s * START_SHARE)
+        self._deaf = True
+        self._handle.cut_lifeline()
+        raise TemplateGone
 
     async def _send(self, record: Record, fds: tuple[int, ...] = ()) -> None:
         async with self._sending:
@@ -315,9 +325,10 @@ class Template:
     # --- its answers
 
     async def _converse(self) -> None:
-        await self._send(self._prepare)
-        while self._receive():
-            await anyio.wait_readable(self._control)
+        with contextlib.suppress(TemplateGone):  # its exit is about to be seen
+            await self._send(self._prepare)
+            while self._receive():
+                await anyio.wait_readable(self._control)
         assert self._handle is not None
         self._handle.cut_lifeline()  # its socket has ended: it is of no use, if it isn't dead already
 

@@ -102,6 +102,16 @@ async def test_the_workers_of_a_template_that_died_are_due_and_the_next_ones_hav
         assert len(tests.recorder.of("due")) == 2
 
 
+@one_backend
+async def test_a_template_that_hangs_is_killed_and_the_launch_goes_on_with_another() -> None:
+    async with lab(TemplateLauncher(needs_dspy=lambda: False, start_timeout_s=5.0)) as tests:
+        first = await tests.ready()
+        os.kill(template_of(first), signal.SIGSTOP)
+        second = await tests.ready()
+        assert template_of(second) != template_of(first)
+        await tests.recorder.wait("due", first.worker_id)
+
+
 async def test_a_launch_that_is_given_up_while_its_template_starts_leaves_nothing(tmp_path: Path) -> None:
     hang = "import time\ntime.sleep(600)\n"
     async with lab(launcher(), **preload(tmp_path, hang)) as tests:
@@ -137,6 +147,15 @@ async def test_a_template_that_cannot_start_fails_every_launch_that_waits(tmp_pa
             report = await tests.exited(worker_id)
             assert (report.reason, report.pid) == ("boot_error", None)
             assert "no luck" in report.remote_traceback if "luck" in module else "exit code 3" in report.detail
+
+
+@one_backend
+async def test_a_template_without_its_own_module_says_so() -> None:
+    async with lab(TemplateLauncher(command=("-P", "-m", "no_such_module"))) as tests:
+        report = await tests.exited(tests.start())
+        assert report.reason == "boot_error"
+        assert "ended before it was ready: exit code 1" in report.detail
+        assert report.detail.endswith("No module named no_such_module")
 
 
 async def test_a_module_that_must_not_be_forked_is_spawned(tmp_path: Path) -> None:
