@@ -28,7 +28,12 @@ from dspool.types import CheckoutRequest, ExitReport, PoolHealth, PoolStats, Rem
 
 FOLDER = Path(__file__).parent / "reference"
 MADE_BY = "<!-- Made by docs/build_reference.py from the code: change that, not this page. -->\n"
-_FILLED_IN = {"name": "unique", "workers": "usable cores", "start_concurrency": "usable cores"}
+_FILLED_IN = {
+    "name": "unique",
+    "workers": "usable cores",
+    "start_method": "template or spawn",
+    "start_concurrency": "8, or usable cores",
+}
 _CODE_WIDTH = 100
 _ENTRY = re.compile(r"^ {4}(\*{0,2}\w+): (.*(?:\n {8,}.*)*)", re.MULTILINE)
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from dspool.errors import OptionsError
 from dspool.types import Affinity, CheckoutRequest, Verdict, WorkerInfo
 
-StartMethod = Literal["spawn"]
+StartMethod = Literal["template", "spawn"]
 CheckHook = Callable[[WorkerInfo, CheckoutRequest], Verdict]
 EventHook = Callable[[str, Mapping[str, Any]], None]
 
@@ -27,6 +27,7 @@ MAX_SECONDS = 1e9
 """The longest time that can be asked for, about 31 years: any longer is None, "no limit"."""
 MAX_WORKERS = 4096
 MAX_SLOTS = 128
+TEMPLATE_CONCURRENCY = 8
 MAX_REMOVALS = 3
 """Workers removed for one checkout before it gives up with CheckoutSkipped."""
 
@@ -137,15 +138,18 @@ class PoolOptions:
         overflow: workers beyond `workers` that may be started while calls wait.
         overflow_linger_s: seconds an idle overflow worker is kept.
         slots: calls one worker runs at a time, each on a thread and a pipe of its own.
-        start_method: how workers are started; "spawn": a fresh interpreter each.
+        start_method: how workers are started. "template" (Linux; the default there): forked from a warm process, in
+            milliseconds; "spawn": a fresh interpreter each (the default elsewhere, and where `python` is set).
         start_timeout_s: seconds from starting a worker until it must be ready.
-        start_concurrency: how many may be starting at a time (default: usable cores).
+        start_concurrency: how many may be starting at a time (default: 8; usable cores where they are spawned).
         timeout_s: default deadline of a call, queue and run together, in seconds; None: no limit.
         queue_timeout_s: deadline of the wait for a worker alone, in seconds; None: the call's own.
         max_waiting: calls that may wait for a worker; 0 never queues.
         max_waiting_bytes: bytes of encoded inputs that may wait.
         max_frame_bytes: the largest message either way.
-        preload: modules a worker imports before it is ready.
+        preload: modules a worker imports before it is ready. With "template" they are imported once, in the process
+            that workers are forked from, so they must start no thread and open no connection; where one does, workers
+            are spawned and `stats().start_method_reason` says what it did.
         warm: programs a worker loads before it is ready.
         lm: the pool's LM: "provider/model", a dict of dspy.LM's arguments with "model", or a dspy.LM.
         adapter: the pool's DSPy adapter: "chat", "json" or "xml", or an Adapter instance.
@@ -155,7 +159,7 @@ class PoolOptions:
         debug_log: a file that gets one line of JSON for each frame of the pool's pipes: time, worker, slot, command,
             id, size and duration, nothing of what it carries. It is made with mode 0600 and appended to without limit;
             to make it shorter is up to you (logrotate with copytruncate).
-        python: the workers' interpreter (default: this one).
+        python: the workers' interpreter (default: this one); with "spawn" only.
         max_restarts: failed starts within `restart_window_s` that a group may have before its starts are stopped.
         restart_window_s: the window of `max_restarts`, seconds.
         quarantine_after: workers that calls of one program may make exit in a row; None: any number.
@@ -184,7 +188,7 @@ class PoolOptions:
     overflow: int = 0
     overflow_linger_s: float = 60.0
     slots: int = 1
-    start_method: StartMethod = "spawn"
+    start_method: StartMethod | None = None
     start_timeout_s: float = 60.0
     start_concurrency: int | None = None
     timeout_s: float | None = 120.0
@@ -227,8 +231,10 @@ class PoolOptions:
             put(self, "name", f"pool-{next(_pool_numbers)}")
         if self.workers is None:
             put(self, "workers", usable_cores())
+        if self.start_method is None:
+            put(self, "start_method", "template" if _has_templates() and self.python is None else "spawn")
         if self.start_concurrency is None:
-            put(self, "start_concurrency", usable_cores())
+            put(self, "start_concurrency", TEMPLATE_CONCURRENCY if self.start_method == "template" else usable_cores())
         put(self, "preload", _names("preload", self.preload))
         put(self, "warm", tuple(self.warm) if isinstance(self.warm, (list, tuple)) else (self.warm,))
         put(self, "env", _environment(self.env))
@@ -237,7 +243,7 @@ class PoolOptions:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise OptionsError(f"name must be 1 to 64 letters, digits or _ . : -, not {self.name!r}")
         _one_of("affinity", self.affinity, get_args(Affinity))
-        _one_of("start_method", self.start_method, get_args(StartMethod))
+        self._check_start_method()
         for hook in ("check", "on_event"):
             if getattr(self, hook) is not None and not callable(getattr(self, hook)):
                 raise OptionsError(f"{hook} must be callable or None, not {getattr(self, hook)!r}")
@@ -246,6 +252,15 @@ class PoolOptions:
         if not isinstance(self.lazy, bool):
             raise OptionsError(f"lazy must be True or False, not {self.lazy!r}")
         self._check_workers()
+
+    def _check_start_method(self) -> None:
+        _one_of("start_method", self.start_method, get_args(StartMethod))
+        if self.start_method == "template" and self.python is not None:
+            raise OptionsError(
+                f"python={os.fspath(self.python)!r} needs start_method='spawn': a template forks this interpreter"
+            )
+        if self.start_method == "template" and not _has_templates():
+            raise OptionsError("start_method='template' needs Linux; use 'spawn' here")
 
     def _check_workers(self) -> None:
         if isinstance(self.workers, (list, tuple)):
@@ -298,7 +313,14 @@ class PoolOptions:
             return cls(**overrides)
         if not isinstance(options, PoolOptions):
             raise OptionsError(f"options must be a PoolOptions, not {options!r}; pass options by keyword")
+        if overrides.get("python") is not None and "start_method" not in overrides:
+            overrides = {**overrides, "start_method": None}  # it was filled in for another interpreter
         return replace(options, **overrides) if overrides else options
+
+
+def _has_templates() -> bool:
+    """Whether this system has what templates need: fork, pidfd, abandoned children's adoption."""
+    return sys.platform == "linux"
 
 
 def seconds(option: str, value: object, *, none: bool = False) -> float:

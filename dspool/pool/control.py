@@ -7,7 +7,7 @@ coalesce.
 
 from __future__ import annotations
 
-import os
+import resource
 import socket
 import sys
 import time
@@ -32,9 +32,10 @@ from dspool.protocol.codec import MSGPACK
 from dspool.protocol.messages import HANDSHAKE_ID, BootConfig, LMSpec, NamedProgram, Request
 from dspool.supervisor import boot, forked
 from dspool.supervisor.frame_log import FrameLog
-from dspool.supervisor.launch import Launcher, SpawnLauncher
+from dspool.supervisor.launch import Launcher, SpawnLauncher, descriptors_needed
 from dspool.supervisor.starting import start_soon
 from dspool.supervisor.supervisor import Supervisor
+from dspool.supervisor.templates import TemplateLauncher, managers_sys_path
 
 Drive = Callable[[Steps[None]], Coroutine[Any, Any, None]]
 _EVENTS_CLOSE_S = 1.0
@@ -49,6 +50,7 @@ class ControlPlane:
     """
 
     def __init__(self, options: PoolOptions, launcher: Launcher | None = None) -> None:
+        check_descriptors(options)
         self.options = options
         self.serving = False
         """run() has made its first round."""
@@ -70,7 +72,7 @@ class ControlPlane:
         for sock in (self._wake_out, self._wake_in):
             forked.guard_socket(sock)
         self.events = Events(options.name, options.on_event)
-        launcher = launcher or SpawnLauncher()
+        launcher = launcher or make_launcher(options)
         self.driver.start_method = launcher.start_method
         self.supervisor = Supervisor(options, launcher, self.driver, self._boot_config, frame_log=self.frame_log)
         self._performers: dict[type, Callable[[Any], None]] = {
@@ -78,6 +80,7 @@ class ControlPlane:
             c.Stop: lambda order: self.supervisor.stop(order.worker_id, order.reason, order.deadline),
             c.Kill: lambda order: self.supervisor.kill(order.worker_id, order.reason, order.detail, dump=order.dump),
             c.Probe: lambda order: self.supervisor.probe(order.worker_id),
+            c.Renew: lambda order: self.supervisor.renew(),
             c.Report: lambda order: self.events.publish(order.event, order.fields),
         }
 
@@ -198,11 +201,41 @@ class ControlPlane:
         return BootConfig(
             worker_id=worker_id,
             pool=options.name,
-            sys_path=[os.path.abspath(entry) for entry in sys.path],
+            sys_path=managers_sys_path(),
             preload=preload,
             warm=self._warm,
             lm=self.lm,
             adapter=self._adapter,
             max_programs=options.max_programs,
             max_frame_bytes=options.max_frame_bytes,
+        )
+
+
+def make_launcher(options: PoolOptions) -> Launcher:
+    """The start method that the options ask for.
+
+    A template imports DSPy where the pool has an LM or an adapter, or this process has imported it itself: else a pool
+    of plain functions would pay for what it never uses.
+    """
+    if options.start_method == "spawn":
+        return SpawnLauncher()
+
+    def needs_dspy() -> bool:
+        return options.lm is not None or options.adapter is not None or "dspy" in sys.modules
+
+    return TemplateLauncher(start_timeout_s=options.start_timeout_s, needs_dspy=needs_dspy)
+
+
+def check_descriptors(options: PoolOptions) -> None:
+    """Raise where this process may not hold what so many workers need.
+
+    Raises:
+        OptionsError: it may not; nothing was started.
+    """
+    workers = options.size + sum(group.overflow for group in options.groups)
+    needed, (limit, _) = descriptors_needed(workers, options.slots), resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and needed > limit:
+        raise OptionsError(
+            f"pool {options.name!r} with {workers} workers of slots={options.slots} needs {needed:,} file descriptors,"
+            f" and this process may have {limit:,}. Raise RLIMIT_NOFILE (ulimit -n), or use fewer workers or slots"
         )

@@ -22,7 +22,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any, TypeVar
 
@@ -71,8 +71,9 @@ class Driver:
         """Set when the control plane has ended: the pool is closed and nothing of it is left."""
         self.failed_starts: list[ExitReport] = []
         """The first workers that could not start, at most ten."""
-        self.start_method: str = options.start_method
+        self.start_method = str(options.start_method)
         """How workers are really started: the launcher's word for it."""
+        self.start_method_reason = ""
         self.pid = os.getpid()
         self.usable = True
         """check_usable() raises nothing. One look for a call, where the reasons would be four."""
@@ -235,7 +236,11 @@ class Driver:
 
     def stats(self) -> PoolStats:
         """Counters and gauges, all of one instant."""
-        return self._look(lambda: pool_stats(self.core, self.name, start_method=self.start_method))
+        return self._look(self._stats)
+
+    def _stats(self) -> PoolStats:
+        more = {"start_method": self.start_method, "start_method_reason": self.start_method_reason}
+        return pool_stats(self.core, self.name, **more)
 
     def health(self) -> PoolHealth:
         """Ready workers against the target."""
@@ -351,6 +356,19 @@ class Driver:
     def rss_sampled(self, worker_id: int, rss_bytes: int) -> None:
         """A worker's resident memory."""
         self.order(c.RssSampled(worker_id, rss_bytes))
+
+    def worker_due(self, worker_id: int) -> None:
+        """A worker should be replaced when there is time."""
+        self.step(c.Recycle(worker_id))
+
+    def start_method_changed(self, start_method: str, reason: str) -> None:
+        """Workers are started in another way than before."""
+        self.start_method, self.start_method_reason = start_method, reason
+        self.report("pool.start_method", start_method=start_method, reason=reason)
+
+    def start_method_event(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Something else happened to the start method."""
+        self.report(event, **fields)
 
     def ended(self) -> None:
         """The control plane has ended: nobody will be granted anything any more. Wake whoever still sleeps."""

@@ -18,7 +18,16 @@ from dspool.types import ExitReport
 
 QUEUE_LENGTH = 1000
 _WARNINGS = frozenset(
-    {"worker.lost", "worker.wont_end", "worker.too_large", "pool.breaker_opened", "program.quarantined", "hook.failed"}
+    {
+        "worker.lost",
+        "worker.wont_end",
+        "worker.too_large",
+        "pool.breaker_opened",
+        "pool.start_method",
+        "pool.template_kept",
+        "program.quarantined",
+        "hook.failed",
+    }
 )
 
 

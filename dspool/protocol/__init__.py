@@ -1,1 +1,1 @@
-"""What crosses a pipe, imported by manager and worker. No sockets, no processes, no dspy here."""
+"""What crosses a pipe, imported by manager and worker. No processes, no dspy, no sockets but in records.py."""

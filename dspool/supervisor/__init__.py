@@ -4,7 +4,10 @@
     listener.py     who is told
     life.py         one worker from its launch to its exit report: handshake, stop ladder, kill, dump
     boot.py         the handshake, and what its answer means
-    launch.py       start methods: what it takes to start one process
+    launch.py       start methods: what it takes to start one process; "spawn"
+    templates.py    start method "template": a warm process for each kind of worker, that its workers are forked from
+    template.py     one such process: prepared, asked for workers, says how they ended
+    ends.py         both ends of everything that joins a worker to its manager
     child.py        a process that this one started: its exit, its signals, its reaping
     process.py      one started process as file descriptors: lifeline, dump, closing them all
     control.py      the manager's end of a control pipe: requests out, answers in, matched by id

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from dspool.protocol.messages import PROTOCOL_VERSION, BootConfig, Response
+from dspool.protocol.messages import PROTOCOL_VERSION, BootConfig, ErrorInfo, Response
 
 COMMAND = "ping"
 
@@ -28,13 +28,17 @@ def handshake_args(config: BootConfig) -> dict[str, Any]:
     }
 
 
+def failure_of(error: ErrorInfo, message: str = "") -> BootFailure:
+    """What a process said before it gave up."""
+    message = message or error.message or "it gave no reason"
+    kind = error.type.rpartition(".")[2]
+    return BootFailure(f"{kind}: {message}" if kind else message, error.traceback)
+
+
 def judge(response: Response, python: str) -> BootFailure | None:
     """What is wrong with the handshake's answer; None where the worker is ready."""
     if not response.success:
-        info = response.error_info
-        message = response.error or (info.message if info else "") or "it gave no reason"
-        kind = info.type.rpartition(".")[2] if info else ""
-        return BootFailure(f"{kind}: {message}" if kind else message, info.traceback if info else "")
+        return failure_of(response.error_info or ErrorInfo("boot_error"), response.error or "")
     version = response.result.get("protocol_version") if isinstance(response.result, dict) else None
     if version != PROTOCOL_VERSION:
         return BootFailure(

@@ -19,11 +19,11 @@ import errno
 import os
 import resource
 import signal
-import socket
 import sys
 import threading
 
 from dspool.supervisor import forked
+from dspool.supervisor.ends import ManagerEnds
 from dspool.supervisor.process import UNKNOWN_STATUS, ExitStatus
 
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -36,25 +36,12 @@ class SpawnedChild:
         OSError: its exit can't be watched; it is for the caller to end it then.
     """
 
-    def __init__(
-        self,
-        pid: int,
-        *,
-        start_method: str,
-        control: socket.socket,
-        slots: list[socket.socket],
-        lifeline_fd: int,
-        output_fds: dict[str, int],
-        dump_fd: int | None,
-    ) -> None:
+    def __init__(self, pid: int, ends: ManagerEnds, *, start_method: str) -> None:
         self.pid: int | None = pid
         self._pid = pid
         self.start_method = start_method
-        self.control = control
-        self.slots = slots
-        self.lifeline_fd = lifeline_fd
-        self.output_fds = output_fds
-        self.dump_fd = dump_fd
+        self.control, self.slots, self.lifeline_fd, self.output_fds, dump_fd = ends
+        self.dump_fd: int | None = dump_fd
         self._has_pidfd = True
         self._waited: tuple[int, resource.struct_rusage] | None = None
         self._peak_floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -67,6 +54,9 @@ class SpawnedChild:
                 signal.pidfd_send_signal(self.exit_fd, signum)
             elif self._waited is None:
                 os.kill(self._pid, signum)
+
+    async def settle(self) -> None:
+        """Its status is there with its death."""
 
     def reap(self) -> ExitStatus:
         """Kill what is left of the group and collect the status. Never blocks."""

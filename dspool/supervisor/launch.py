@@ -4,29 +4,29 @@ Rules:
     1. A launcher hands over a process or raises, and then nothing is left of the attempt: no descriptor, no process.
     2. It runs on the control loop's thread. subprocess.Popen with a vfork takes a millisecond or two; a helper thread
        would cost more, and a process can be tied to the thread that started it.
-    3. It doesn't talk to the process and doesn't wait for it. The handshake is the supervisor's.
+    3. It doesn't talk to the worker and doesn't wait for it. The handshake is the supervisor's.
 
-A worker's command line is `python -P -m dspool.worker --control FD --lifeline FD --dump FD --slots FD,FD,...`; nothing
-secret is ever in it.
+A spawned worker's command line is `python -P -m dspool.worker --slots FD,FD,... --control FD --lifeline FD --dump FD`;
+nothing secret is ever in it. The start method "template" is in templates.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import resource
-import socket
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskStatus
 
 from dspool.errors import WorkerStartError
-from dspool.supervisor import forked
 from dspool.supervisor.child import SpawnedChild
+from dspool.supervisor.ends import ManagerEnds, WorkerEnds, pipe_ends
+from dspool.supervisor.listener import Listener
 from dspool.supervisor.process import Launched
 
 WORKER_COMMAND = ("-P", "-m", "dspool.worker")
@@ -43,25 +43,49 @@ DEFAULT_ENVIRONMENT: Mapping[str, str] = {
 """What a worker's environment has where neither the manager's nor `env=` says otherwise."""
 
 _FDS_BESIDE_SLOTS = 6
+"""Control pipe, lifeline, stdout, stderr, dump, pidfd."""
 
 
 class LaunchRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a launcher is asked for. `env` is the whole environment; as it holds keys, it isn't shown."""
+    """What a launcher is asked for.
+
+    Attributes:
+        worker_id: for which worker.
+        pool: its pool's name.
+        slots: how many slots' pipes it gets.
+        python: the interpreter's path.
+        env: how its environment differs from the manager's; as it may hold keys, it isn't shown.
+        preload: modules that it will need.
+    """
 
     worker_id: int
     pool: str
     slots: int
     python: str
-    env: dict[str, str]
+    env: dict[str, str | None]
+    preload: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"LaunchRequest(worker_id={self.worker_id}, pool={self.pool!r}, slots={self.slots}, ...)"
 
 
 class Launcher(Protocol):
-    """A start method."""
+    """A start method. What implements it may inherit what it doesn't need.
+
+    Attributes:
+        start_method: its name, for people.
+    """
 
     start_method: str
+
+    async def serve(self, listener: Listener, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """What has to go on while workers run; ended by aclose() or by cancelling it.
+
+        Args:
+            listener: is told what becomes of the start method itself.
+            task_status: started once launch() may be called.
+        """
+        task_status.started()
 
     async def launch(self, request: LaunchRequest) -> Launched:
         """Start one process.
@@ -71,9 +95,15 @@ class Launcher(Protocol):
 
         Cancellation: ends the attempt, and whatever process it had begun.
         """
+        raise NotImplementedError
+
+    def renew(self) -> None:
+        """Let no worker that is launched from now on rest on what was imported before. Never blocks."""
+        return
 
     async def aclose(self) -> None:
         """Give back what the launcher itself holds. Processes it started are not its business."""
+        return
 
 
 def worker_environment(*layers: Mapping[str, str | None]) -> dict[str, str]:
@@ -84,7 +114,7 @@ def worker_environment(*layers: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in merged.items() if value is not None}
 
 
-class SpawnLauncher:
+class SpawnLauncher(Launcher):
     """Start method "spawn": a fresh interpreter for each worker.
 
     Args:
@@ -101,84 +131,50 @@ class SpawnLauncher:
         try:
             return self._launch_now(request)
         except OSError as error:
-            raise WorkerStartError(_start_failure(error, request)) from error
-
-    async def aclose(self) -> None:
-        """Nothing is held."""
+            raise WorkerStartError(start_failure(error, request)) from error
 
     def _launch_now(self, request: LaunchRequest) -> Launched:
-        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-            with forked.creating():
-                control, control_fd = _socketpair(ours, theirs)
-                slots, slot_fds = zip(*(_socketpair(ours, theirs) for _ in range(request.slots)), strict=True)
-                lifeline_end, lifeline_fd = _pipe(theirs, ours)
-                stdout_fd, stdout_end = _output_pipe(ours, theirs)
-                stderr_fd, stderr_end = _output_pipe(ours, theirs)
-                dump_fd = _dump_file(ours)
-            arguments = ["--control", str(control_fd), "--lifeline", str(lifeline_end), "--dump", str(dump_fd)]
-            arguments += ["--slots", ",".join(map(str, slot_fds))]
-            popen = subprocess.Popen(
-                [request.python, *self._command, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=stdout_end,
-                stderr=stderr_end,
-                env=request.env,
-                pass_fds=(control_fd, lifeline_end, dump_fd, *slot_fds),
-                start_new_session=True,
-            )
-            try:
-                child = SpawnedChild(
-                    popen.pid,
-                    start_method=self.start_method,
-                    control=control,
-                    slots=list(slots),
-                    lifeline_fd=lifeline_fd,
-                    output_fds={"stdout": stdout_fd, "stderr": stderr_fd},
-                    dump_fd=dump_fd,
-                )
-            except BaseException:
-                popen.kill()
-                popen.wait()
-                raise
-            # The process is collected by whoever holds the child, never by Popen: with a return code it is "over".
-            popen.returncode = 0
-            ours.pop_all()
-            return child
+        with pipe_ends(request.slots) as (ours, theirs):
+            command = [*self._command, "--slots", ",".join(map(str, theirs.slots))]
+            env = worker_environment(request.env)
+            return start_process(request.python, command, ours, theirs, env, self.start_method)
 
 
-def _socketpair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, int]:
-    """Our end, non-blocking, and the number of theirs."""
-    mine, yours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    ours.callback(forked.guard_socket(mine).close)
-    theirs.callback(forked.guard_socket(yours).close)
-    mine.setblocking(False)
-    return mine, yours.fileno()
+def start_process(
+    python: str, command: Sequence[str], ours: ManagerEnds, theirs: WorkerEnds, env: dict[str, str], start_method: str
+) -> SpawnedChild:
+    """Start an interpreter in a session of its own, with the worker's ends and nothing else of ours open.
+
+    Raises:
+        OSError: it can't be started; there is no process then.
+    """
+    arguments = ["--control", str(theirs.control), "--lifeline", str(theirs.lifeline), "--dump", str(theirs.dump)]
+    popen = subprocess.Popen(
+        [python, *command, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs.stdout,
+        stderr=theirs.stderr,
+        env=env,
+        pass_fds=(theirs.control, theirs.lifeline, theirs.dump, *theirs.slots),
+        start_new_session=True,
+    )
+    try:
+        child = SpawnedChild(popen.pid, ours, start_method=start_method)
+    except BaseException:
+        popen.kill()
+        popen.wait()
+        raise
+    # The process is collected by whoever holds the child, never by Popen: with a return code it is "over".
+    popen.returncode = 0
+    return child
 
 
-def _pipe(readers: contextlib.ExitStack, writers: contextlib.ExitStack) -> tuple[int, int]:
-    read_fd, write_fd = os.pipe()
-    readers.callback(forked.close_fd, forked.guard_fd(read_fd))
-    writers.callback(forked.close_fd, forked.guard_fd(write_fd))
-    return read_fd, write_fd
+def descriptors_needed(workers: int, slots: int) -> int:
+    """How many file descriptors the manager holds for so many workers."""
+    return workers * (slots + _FDS_BESIDE_SLOTS)
 
 
-def _output_pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
-    read_fd, write_fd = _pipe(ours, theirs)
-    os.set_blocking(read_fd, False)
-    return read_fd, write_fd
-
-
-def _dump_file(ours: contextlib.ExitStack) -> int:
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("dspool-dump")
-    else:
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-    ours.callback(forked.close_fd, forked.guard_fd(fd))
-    return fd
-
-
-def _start_failure(error: OSError, request: LaunchRequest) -> str:
+def start_failure(error: OSError, request: LaunchRequest) -> str:
     """The error as a sentence that says what to do."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -43,7 +43,7 @@ from dspool.supervisor.control import ControlPipe, Question
 from dspool.supervisor.exits import Ending, Order, build_report, fitting_order
 from dspool.supervisor.faults import faults_logged, log_fault
 from dspool.supervisor.frame_log import FrameLog
-from dspool.supervisor.launch import Launcher, LaunchRequest, worker_environment
+from dspool.supervisor.launch import Launcher, LaunchRequest
 from dspool.supervisor.listener import Listener
 from dspool.supervisor.logged_control import control_pipe
 from dspool.supervisor.memory import OomCounter, RssGauge
@@ -58,6 +58,8 @@ LIFELINE_WAIT_S = 1.0
 """After this a worker whose lifeline was cut gets a SIGKILL besides: it left its group, or disarmed the lifeline."""
 BOOT_EXIT_WAIT_S = 0.5
 """How long a worker that said it can't boot may take to exit."""
+STATUS_WAIT_S = 0.05
+"""How long a dead worker's exit status is waited for, where another process collects it."""
 CONTROL_END_WAIT_S = 0.1
 """How long a worker may live after its control pipe ended."""
 STOP_EOF_SHARE, STOP_TERM_SHARE = 0.6, 0.8
@@ -103,7 +105,7 @@ class WorkerProcess:
         self.worker_id = worker_id
         self.group = group
         self.pid: int | None = None
-        self.start_method: str = options.start_method
+        self.start_method = str(options.start_method)
         self.slots: list[socket.socket] = []
         self.started_at = time.monotonic()
         self.ready_at: float | None = None
@@ -176,7 +178,8 @@ class WorkerProcess:
             pool=self._options.name,
             slots=self._options.slots,
             python=self._options.executable,
-            env=worker_environment(self._options.env, self.group.env),
+            env={**self._options.env, **self.group.env},
+            preload=(*self._options.preload, *self.group.preload),
         )
         launched = None
         with self._launch_scope:
@@ -208,6 +211,8 @@ class WorkerProcess:
             await anyio.wait_readable(self._handle.exit_fd)
             self.phase, self._tasks = Phase.GONE, None
             tasks.cancel_scope.cancel()
+        with anyio.move_on_after(STATUS_WAIT_S):
+            await self._handle.launched.settle()
 
     async def _boot(self, config: BootConfig) -> None:
         try:
@@ -290,7 +295,11 @@ class WorkerProcess:
 
     def sample_rss(self) -> int | None:
         """Its resident memory now; None where it isn't ready, or is gone."""
-        return self._rss.sample() if self._rss is not None and self.phase is Phase.READY else None
+        if self._rss is None or self.phase is not Phase.READY:
+            return None
+        # Dead, it may have been reaped by its template meanwhile, and its number be another's.
+        rss_bytes = self._rss.sample()
+        return None if self._handle.is_dead() else rss_bytes
 
     def _order(self, kind: Literal["stop", "kill"], reason: ExitReason, detail: str) -> None:
         in_time = self._tasks is None or not self._handle.is_dead()

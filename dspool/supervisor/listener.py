@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dspool.types import ExitReason, ExitReport
 
@@ -27,3 +28,13 @@ class Listener(Protocol):
 
     def rss_sampled(self, worker_id: int, rss_bytes: int) -> None:
         """Its resident memory."""
+
+    def worker_due(self, worker_id: int) -> None:
+        """It lives and serves, but should be replaced when there is time: its template died, so nobody will say how it
+        ends."""
+
+    def start_method_changed(self, start_method: str, reason: str) -> None:
+        """Workers are started in another way than the pool asked for, for this reason."""
+
+    def start_method_event(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Something else happened to the start method that is worth a log line."""

@@ -11,7 +11,7 @@ import psutil
 class RssGauge:
     """The resident memory of one process.
 
-    The process must not be reaped while the gauge is used: until then its number can't be another's.
+    Until the process is reaped its number can't be another's: a sample is good only if the process lived after it.
 
     Attributes:
         rss_bytes: when it was last sampled, or None.

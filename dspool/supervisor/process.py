@@ -64,6 +64,10 @@ class Launched(Protocol):
     def send_signal(self, signum: int) -> None:
         """Send a signal to the process; nothing happens where it is dead."""
 
+    async def settle(self) -> None:
+        """Awaited when `exit_fd` is readable, for a short time: returns when its exit status is known, or never will
+        be."""
+
     def reap(self) -> ExitStatus:
         """Called once, when `exit_fd` is readable: kill what is left of the group, collect the status. Never blocks."""
 

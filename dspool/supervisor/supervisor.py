@@ -81,6 +81,7 @@ class Supervisor:
         """
         try:
             async with anyio.create_task_group() as tasks:
+                await tasks.start(self._launcher.serve, self._listener)
                 self._tasks = tasks
                 start_soon(tasks, self._sample_rss)
                 task_status.started()
@@ -152,6 +153,10 @@ class Supervisor:
         """Ping a worker; probe_answered follows within ping_timeout_s, unless it exits first."""
         if worker := self._workers.get(worker_id):
             worker.probe()
+
+    def renew(self) -> None:
+        """Let workers that are started from now on rest on nothing that was imported before."""
+        self._launcher.renew()
 
     async def _live(self, worker: WorkerProcess) -> None:
         try:

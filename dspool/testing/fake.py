@@ -24,7 +24,7 @@ import signal
 from collections.abc import Callable
 
 from dspool.errors import WorkerStartError
-from dspool.supervisor.launch import LaunchRequest
+from dspool.supervisor.launch import Launcher, LaunchRequest
 from dspool.supervisor.process import ExitStatus
 from dspool.testing.fake_loop import FakeLoop
 from dspool.testing.fake_script import (
@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 
-class FakeLauncher:
+class FakeLauncher(Launcher):
     """Start method "fake".
 
     Args:

@@ -83,6 +83,9 @@ class FakeWorker:
         if signum in (signal.SIGTERM, signal.SIGKILL, signal.SIGABRT):
             self._loop.do(self.die_now, ExitStatus(signal=signum, known=True))
 
+    async def settle(self) -> None:
+        """Its status is there with its death."""
+
     def reap(self) -> ExitStatus:
         """How it ended."""
         return self.status or UNKNOWN_STATUS

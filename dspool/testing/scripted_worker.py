@@ -211,7 +211,7 @@ def _wait_for_ever() -> None:
 
 
 def _fds(option: str) -> list[int]:
-    arguments = sys.orig_argv
+    arguments = sys.argv
     return [int(number) for number in arguments[arguments.index(option) + 1].split(",")]
 
 

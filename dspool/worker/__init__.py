@@ -1,6 +1,8 @@
 """The child's side of a worker's pipes: read a frame, run a program, answer.
 
     lifeline.py     what a child does before anything else: lifeline, signals, stack dumps
+    template.py     the warm process that workers are forked from
+    fork_rules.py   what must hold of a process that is forked
     stdio.py        file descriptors 0, 1 and 2, which never carry frames
     boot.py         the handshake, then serving until the end; how the process exits
     loop.py         one framed pipe, whatever carries it: read a request, answer it

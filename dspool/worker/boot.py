@@ -12,6 +12,7 @@ Exits: 0 after shutdown and at the control pipe's end, EXIT_BROKEN_FRAME after a
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import os
@@ -41,6 +42,7 @@ from dspool.protocol.messages import (
 from dspool.worker.calls import Calls, Slot
 from dspool.worker.control import Control, dspy_version
 from dspool.worker.failures import Secrets, describe
+from dspool.worker.lifeline import libc
 from dspool.worker.loop import Pipe, serve
 from dspool.worker.main_thread import MainThread
 from dspool.worker.programs import Loader, ProgramTable
@@ -62,14 +64,15 @@ class Worker:
     Args:
         control: the control pipe's end.
         slots: the slot pipes' ends.
+        secrets: those of the environment, where they have been looked for already.
     """
 
-    def __init__(self, control: socket.socket, slots: Sequence[socket.socket]) -> None:
+    def __init__(self, control: socket.socket, slots: Sequence[socket.socket], secrets: Secrets | None = None) -> None:
         self._control_socket = control
         self._sockets = list(slots)
         self._control_pipe = Pipe.over_socket(control)
         self._main_thread = MainThread()
-        self._secrets = Secrets()
+        self._secrets = secrets or Secrets.of_environment()
         self._worker_id: int | None = None
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -119,7 +122,7 @@ class Worker:
     def _boot(self, request: Request) -> tuple[BootConfig, Calls]:
         """Do what the handshake says; answer and exit if that fails, whatever it is that fails."""
         try:
-            config = _read_config(request.args)
+            config = read_config(request.args)
             self._worker_id = config.worker_id
             return config, self._prepare(config)
         except BaseException as error:
@@ -129,7 +132,6 @@ class Worker:
             os._exit(EXIT_BOOT_ERROR)
 
     def _prepare(self, config: BootConfig) -> Calls:
-        self._secrets.add_environment()
         if config.lm is not None:
             self._secrets.add_lm(config.lm)
         set_sys_path(config.sys_path)
@@ -211,10 +213,18 @@ class Worker:
     # Ending
 
     def _leave(self) -> NoReturn:
-        """Exit as Python does, with atexit handlers, but not later than EXIT_GRACE_S."""
+        """Exit as Python does, with atexit handlers, but not later than EXIT_GRACE_S.
+
+        What Python does after them, taking all objects apart, is left to the kernel: a forked worker would write to all
+        the memory that it shares with its template, 50 MB and 100 ms for nothing, times the workers of the pool.
+        """
         _force_exit_later()
+        for end in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
+            with contextlib.suppress(BaseException):  # Python has printed it
+                end()
         flush_stdio()
-        sys.exit(0)
+        libc().fflush(None)
+        os._exit(0)
 
     def _exit_broken(self, where: str, error: ProtocolError) -> NoReturn:
         flush_stdio()
@@ -244,7 +254,12 @@ class Worker:
             sock.close()
 
 
-def _read_config(args: dict[str, Any]) -> BootConfig:
+def read_config(args: dict[str, Any]) -> BootConfig:
+    """The configuration in a handshake's arguments.
+
+    Raises:
+        BootError: it isn't one, or of another version.
+    """
     version = args.get("protocol_version")
     if version != PROTOCOL_VERSION:
         raise BootError(f"the manager speaks protocol version {version!r:.20}, this worker {PROTOCOL_VERSION}")
@@ -259,7 +274,7 @@ def _read_config(args: dict[str, Any]) -> BootConfig:
 
 def set_sys_path(wanted: Sequence[str]) -> None:
     """Make imports find what the manager finds, in its order; what only this interpreter has comes after."""
-    if wanted:
+    if sys.path[: len(wanted)] != [*wanted]:
         sys.path[:] = [*wanted, *(folder for folder in sys.path if folder not in wanted)]
         importlib.invalidate_caches()
 

@@ -41,6 +41,13 @@ class Secrets:
     def __init__(self) -> None:
         self._values: tuple[str, ...] = ()
 
+    @classmethod
+    def of_environment(cls) -> Secrets:
+        """With what the environment holds."""
+        secrets = cls()
+        secrets.add_environment()
+        return secrets
+
     def add(self, *values: str) -> None:
         """Mask these from now on. The longest are masked first, since one may hold another."""
         known = {value for value in values if len(value) >= MIN_SECRET_CHARS}

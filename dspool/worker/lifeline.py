@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import faulthandler
 import fcntl
+import functools
 import os
 import select
 import signal
 import sys
 import threading
+from collections.abc import Collection
+from typing import Any
 
 from dspool.protocol.limits import DUMP_SIGNAL
 
+_PR_SET_CHILD_SUBREAPER = 36
 _IGNORED_SIGNALS = {
     # Ctrl-C goes to the terminal's whole foreground group; ending workers is the manager's business.
     "SIGINT",
@@ -29,17 +33,18 @@ _IGNORED_SIGNALS = {
 }
 
 
-def begin_child(lifeline: int, dump: int | None) -> None:
+def begin_child(lifeline: int, dump: int | None, signals: Collection[int] | None = None) -> None:
     """Make this process a worker that can be killed and looked into at any moment.
 
     Args:
         lifeline: read end of a pipe that nobody writes to; when its other end closes, the process group is killed.
         dump: a regular file for stack dumps, None for none.
+        signals: those whose dispositions may not be a worker's; None: any.
     """
     if os.getpgrp() != os.getpid():
         os.setsid()
     arm_lifeline(lifeline)
-    reset_signals()
+    reset_signals(signal.valid_signals() if signals is None else signals)
     if dump is not None:
         faulthandler.enable(file=dump, all_threads=True)
         faulthandler.register(DUMP_SIGNAL, file=dump, all_threads=True)
@@ -71,13 +76,27 @@ def _watch_lifeline(lifeline: int) -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def reset_signals() -> None:
+def reset_signals(signals: Collection[int]) -> None:
     """Default dispositions and an empty mask, whatever the parent had; SIGINT ignored."""
-    for number in signal.valid_signals():
+    for number in signals:
         wanted = signal.SIG_IGN if _name(number) in _IGNORED_SIGNALS else signal.SIG_DFL
         if signal.getsignal(number) not in (wanted, None):
             signal.signal(number, wanted)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of its descendants' orphans, where the system has that."""
+    if sys.platform == "linux":
+        libc().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+@functools.cache
+def libc() -> Any:
+    """The C library."""
+    import ctypes
+
+    return ctypes.CDLL(None)
 
 
 def _name(number: int) -> str:

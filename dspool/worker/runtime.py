@@ -198,7 +198,7 @@ class Runtime:
         dspy.configure(**defaults)
         # Again in each call's context: a program may have configured something else meanwhile.
         self._per_call = defaults
-        _warm_price_table()
+        warm_price_table()
 
     def context(
         self, lm: Any, deadline: float | None, tracker: UsageTracker
@@ -267,7 +267,7 @@ def _adapter(spec: str | bytes) -> Any:
     return getattr(dspy, _ADAPTERS[spec])()
 
 
-def _warm_price_table() -> None:
+def warm_price_table() -> None:
     """Read the price table now, not in the first call. DSPy has no public door to it; without it that call reads it."""
     with contextlib.suppress(ImportError, AttributeError):
         from dspy.clients import model_metadata

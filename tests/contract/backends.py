@@ -17,6 +17,7 @@ import anyio
 
 from dspool.protocol.messages import answered
 from dspool.supervisor.launch import Launcher, SpawnLauncher
+from dspool.supervisor.templates import TemplateLauncher
 from dspool.testing.fake import CloseSlot, Die, FakeCall, FakeLauncher, ForeignId, Garbage, Late, Then, frame_of
 from dspool.testing.scripted import ScriptedLauncher
 from dspool.types import WorkerInfo
@@ -94,6 +95,7 @@ class Backend:
     """One kind of workers. A context manager: what it made for the test is gone after it."""
 
     name: str
+    start_method: str
 
     def __init__(self) -> None:
         self.gates: list[Gate] = []
@@ -142,7 +144,7 @@ class Backend:
 class ScriptedBackend(Backend):
     """Processes of dspool.testing."""
 
-    name = "scripted"
+    name = start_method = "scripted"
 
     def launcher(self, faults: tuple[str | None, ...] = ()) -> Launcher:
         """See Backend."""
@@ -150,9 +152,22 @@ class ScriptedBackend(Backend):
 
 
 class RealBackend(Backend):
-    """Real workers, spawned."""
+    """Real workers, forked from a template."""
 
     name = "real"
+    start_method = "template"
+
+    def launcher(self, faults: tuple[str | None, ...] = ()) -> Launcher:
+        """See Backend."""
+        assert not faults
+        return TemplateLauncher(needs_dspy=lambda: False)
+
+
+class SpawnedBackend(RealBackend):
+    """Real workers, spawned."""
+
+    name = "spawned"
+    start_method = "spawn"
 
     def launcher(self, faults: tuple[str | None, ...] = ()) -> Launcher:
         """See Backend."""
@@ -163,7 +178,7 @@ class RealBackend(Backend):
 class FakeBackend(Backend):
     """Workers in memory, one launcher for the test."""
 
-    name = "fake"
+    name = start_method = "fake"
 
     def __init__(self) -> None:
         super().__init__()

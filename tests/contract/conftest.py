@@ -4,11 +4,13 @@
     asyncio-fake   AsyncPool on asyncio
     trio-fake      AsyncPool on trio
     ...-scripted   the same over real processes that speak the pipe without dspy
-    ...-real       the same over real workers
+    ...-real       the same over real workers, forked from a template
+    ...-spawned    the same over real workers, spawned
 
-All nine pairs with `--every-pair`. Without it a test runs over fakes with every front, and over each kind of process
-with one front, chosen by the test's name; so that together the tests go through all pairs, in a tenth of the time. What
-the core decides alone is the same over any worker: those tests, marked `narrow`, run over one kind of process only.
+All twelve pairs with `--every-pair`. Without it a test runs over fakes with every front, and over each kind of process
+with one front, chosen by the test's name; so that together the tests go through all pairs, in a tenth of the time. How
+a real worker was started makes no difference to most, so only some tests run over spawned ones too. What the core
+decides alone is the same over any worker: those tests, marked `narrow`, run over one kind of process only.
 """
 
 from __future__ import annotations
@@ -21,11 +23,18 @@ from collections.abc import Callable, Iterator
 import anyio
 import pytest
 
-from tests.contract.backends import Backend, FakeBackend, RealBackend, ScriptedBackend
+from tests.contract.backends import Backend, FakeBackend, RealBackend, ScriptedBackend, SpawnedBackend
 from tests.contract.subject import World
 
-BACKENDS: dict[str, type[Backend]] = {"fake": FakeBackend, "scripted": ScriptedBackend, "real": RealBackend}
+BACKENDS: dict[str, type[Backend]] = {
+    "fake": FakeBackend,
+    "scripted": ScriptedBackend,
+    "real": RealBackend,
+    "spawned": SpawnedBackend,
+}
 FRONTS = ("pool", "asyncio", "trio")
+ONE_IN_SPAWNED = 6
+"""Of so many tests one runs over spawned workers too."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,12 +48,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "world" not in metafunc.fixturenames:
         return
     only = {name for mark in metafunc.definition.iter_markers("only") for name in mark.args}
+    if "real" in only:
+        only.add("spawned")
     backends = [name for name in BACKENDS if not only & set(BACKENDS) or name in only]
     fronts = [name for name in FRONTS if not only & set(FRONTS) or name in only]
     cases = [(front, backend) for backend in backends for front in fronts]
     if not metafunc.config.getoption("every_pair"):
         chance = zlib.crc32(metafunc.definition.name.encode())
-        processes = [backend for backend in backends if backend != "fake"]
+        spawned = chance // 64 % ONE_IN_SPAWNED == 0
+        processes = [backend for backend in backends if backend != "fake" and (spawned or backend != "spawned")]
         if processes and next(metafunc.definition.iter_markers("narrow"), None) is not None:
             processes = [processes[chance // 8 % len(processes)]]
         chosen = {(fronts[(chance + number) % len(fronts)], backend) for number, backend in enumerate(processes)}

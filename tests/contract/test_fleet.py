@@ -233,7 +233,7 @@ async def test_stats_health_and_workers_say_how_it_is(world: World) -> None:
         assert (stats.leased, stats.waiting, stats.sessions, stats.breaker) == (1, 0, 1, "closed")
         assert (stats.checkouts, stats.granted, stats.calls_ok) == (2, 2, 1)
         assert 0 <= stats.queue_wait_s_max <= stats.queue_wait_s_sum < 20
-        assert stats.start_method == {"fake": "fake", "scripted": "scripted", "real": "spawn"}[world.backend.name]
+        assert stats.start_method == world.backend.start_method
         assert (health.status, health.ready, health.target) == ("healthy", 2, 2)
         assert [worker.worker_id for worker in workers] == [1, 2]
         assert sorted(worker.state for worker in workers) == ["busy", "idle"]

@@ -240,6 +240,10 @@ class Probe(msgspec.Struct, gc=False, frozen=True):
     worker_id: int
 
 
+class Renew(msgspec.Struct, gc=False, frozen=True):
+    """Workers that are started from now on must rest on nothing that was imported before."""
+
+
 class CancelCall(msgspec.Struct, gc=False, frozen=True):
     """Ask the worker to cancel this call, then read the slot's pipe until its final frame."""
 
@@ -263,7 +267,7 @@ class Report(msgspec.Struct, frozen=True):
     fields: Mapping[str, Any]
 
 
-Effect = Grant | Reject | Spawn | Stop | Kill | Probe | CancelCall | Abandon | Report
+Effect = Grant | Reject | Spawn | Stop | Kill | Probe | Renew | CancelCall | Abandon | Report
 
 # --- what a refused lease holds ---------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from dspool.pool.core.timers import Timers
 from dspool.types import ExitReason, ExitReport
 
 STARTING, READY, DRAINING, STOPPING, GONE = WorkerState
-_OVER = (PoolState.CLOSING, PoolState.CLOSED)
+OVER = (PoolState.CLOSING, PoolState.CLOSED)
 _GOLDEN = 0.6180339887498949
 _JITTER = 0.1
 _LABEL_SETS_KEPT = 1000
@@ -128,7 +128,7 @@ class Fleet(ABC):
 
     def _fill(self) -> None:
         """Start what is wanted and allowed."""
-        if self.state in _OVER:
+        if self.state in OVER:
             return
         for group in self.groups.values():
             while self._may_start(group):

@@ -7,7 +7,7 @@ replacement to wait for.
 from __future__ import annotations
 
 from dspool.pool.core import commands as c
-from dspool.pool.core.fleet import READY, STARTING, STOPPING, Fleet
+from dspool.pool.core.fleet import OVER, READY, STARTING, STOPPING, Fleet
 from dspool.pool.core.records import Group, Worker
 from dspool.pool.core.states import PoolState
 from dspool.pool.core.timers import TimerKind
@@ -80,6 +80,9 @@ class Upkeep(Fleet):
             worker.group.due[worker.worker_id] = worker
 
     def _on_reload(self, command: c.Reload) -> None:
+        if self.state in OVER:
+            return
+        self._emit(c.Renew())
         for group in self.groups.values():
             if group.breaker.close():
                 self.timers.disarm("breaker", group.number)

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +85,15 @@ class Recorder:
             while len(found := self.of(kind, worker_id)) < number:
                 await self._news.wait()
         return found[number - 1]
+
+    def worker_due(self, worker_id: int) -> None:
+        self._add("due", worker_id, None)
+
+    def start_method_changed(self, start_method: str, reason: str) -> None:
+        self._add("start_method", 0, (start_method, reason))
+
+    def start_method_event(self, event: str, fields: Mapping[str, Any]) -> None:
+        self._add(event, 0, dict(fields))
 
     def _add(self, kind: str, worker_id: int, value: Any) -> None:
         self.events.append(Event(kind, worker_id, value))

@@ -19,7 +19,7 @@ from dspool.options import WorkerGroup
 from dspool.protocol.messages import BootConfig
 from dspool.supervisor import boot, forked
 from dspool.supervisor.control import ControlPipe
-from dspool.supervisor.launch import LaunchRequest, SpawnLauncher, worker_environment
+from dspool.supervisor.launch import Launcher, LaunchRequest, SpawnLauncher
 from dspool.supervisor.life import Phase
 from dspool.supervisor.process import UNKNOWN_STATUS, ExitStatus, Launched, ProcessHandle
 from dspool.supervisor.supervisor import Supervisor
@@ -155,6 +155,8 @@ class Immortal:
     def send_signal(self, signum: int) -> None:
         self.signals.append(signum)
 
+    async def settle(self) -> None: ...
+
     def reap(self) -> ExitStatus:
         self.reaped = True
         return UNKNOWN_STATUS
@@ -165,7 +167,7 @@ class Immortal:
         self.peer.close()
 
 
-class ImmortalLauncher:
+class ImmortalLauncher(Launcher):
     start_method: str = "immortal"
 
     def __init__(self) -> None:
@@ -259,9 +261,7 @@ async def test_a_hundred_starts_and_ends_leave_nothing() -> None:
 
 
 async def test_a_worker_outlives_the_thread_that_started_it() -> None:
-    request = LaunchRequest(
-        worker_id=1, pool="p", slots=1, python=options().executable, env=worker_environment({"PYTHONPATH": str(ROOT)})
-    )
+    request = LaunchRequest(worker_id=1, pool="p", slots=1, python=options().executable, env={"PYTHONPATH": str(ROOT)})
     launched: list[Launched] = []
 
     def start() -> None:

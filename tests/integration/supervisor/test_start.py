@@ -11,7 +11,7 @@ import pytest
 from dspool.errors import EncodeError, WorkerStartError
 from dspool.options import WorkerGroup
 from dspool.protocol.messages import BootConfig
-from dspool.supervisor.launch import LaunchRequest, SpawnLauncher, worker_environment
+from dspool.supervisor.launch import Launcher, LaunchRequest, SpawnLauncher, worker_environment
 from dspool.supervisor.life import Phase
 from dspool.supervisor.process import Launched
 from dspool.supervisor.supervisor import Supervisor
@@ -166,7 +166,7 @@ async def test_a_worker_killed_in_the_step_that_started_it_is_never_launched() -
 
 
 async def test_a_kill_ends_a_launch_that_hangs() -> None:
-    class HangingLauncher:
+    class HangingLauncher(Launcher):
         start_method: str = "hanging"
         entered = anyio.Event()
 
@@ -174,8 +174,6 @@ async def test_a_kill_ends_a_launch_that_hangs() -> None:
             self.entered.set()
             await anyio.sleep_forever()
             raise AssertionError
-
-        async def aclose(self) -> None: ...
 
     launcher = HangingLauncher()
     async with lab(launcher) as tests:

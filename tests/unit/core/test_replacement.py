@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dspool.options import WorkerGroup
-from dspool.pool.core.commands import Grant, Kill, Recycle, Reload, Resize, RssSampled, Spawn, Stop, WorkerUnwell
+from dspool.pool.core.commands import Grant, Kill, Recycle, Reload, Renew, Resize, RssSampled, Spawn, Stop, WorkerUnwell
 from tests.unit.core.world import World, of
 
 pytestmark = pytest.mark.unit
@@ -121,10 +121,15 @@ def test_a_reload_replaces_every_worker_one_at_a_time() -> None:
     assert len(world.workers()) == 3
 
 
+def test_a_reload_asks_for_fresh_templates_before_it_starts_anybody() -> None:
+    world = World.ready(2)
+    assert world.do(Reload()) == [Renew(), Spawn(3, "default")]
+
+
 def test_a_worker_that_was_starting_during_a_reload_is_replaced_too() -> None:
     world = World(workers=1)
     world.tick(0.0)
-    assert world.do(Reload()) == []
+    assert world.do(Reload()) == [Renew()]
     assert world.become_ready(1) == [Spawn(2, "default")]
     assert of(world.become_ready(2), Stop) == [Stop(1, "reloaded", 5.0)]
 

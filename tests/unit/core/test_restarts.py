@@ -14,6 +14,7 @@ from dspool.pool.core.commands import (
     ProbeAnswered,
     Reject,
     Reload,
+    Renew,
     Spawn,
     WorkerUnwell,
 )
@@ -307,7 +308,7 @@ def test_a_group_cools_down_for_its_own_time() -> None:
 
 def test_a_breaker_that_was_closed_and_opened_again_cools_down_anew() -> None:
     world = broken()
-    assert world.do(Reload(), 20.0) == [Spawn(2, "default")]
+    assert world.do(Reload(), 20.0) == [Renew(), Spawn(2, "default")]
     assert breaker(world).state == "closed"
     world.exit(2, "boot_error", 30.0)
     world.run_until(59.0)
@@ -318,7 +319,7 @@ def test_a_breaker_that_was_closed_and_opened_again_cools_down_anew() -> None:
 
 def test_a_reload_closes_the_breaker_and_starts_at_once() -> None:
     world = broken()
-    assert world.do(Reload()) == [Spawn(2, "default")]
+    assert world.do(Reload()) == [Renew(), Spawn(2, "default")]
     assert "pool.breaker_closed" in world.events
     assert breaker(world).failures == type(breaker(world).failures)()
 

@@ -1,0 +1,424 @@
+"""One template process, from its start to its end: it is prepared, asked for workers, and says how those ended.
+
+    STARTING ──▶ READY ──▶ GONE         a start that fails goes from STARTING to GONE
+
+Rules:
+    1. live() is the template's one task, and ends when the process is dead, or abandon() was called. Nothing of it is
+       open then; whoever waits for an answer of it has been told, and each of its workers that lives is due.
+    2. Requests are pipelined: each is answered by its number, in whatever order.
+    3. A fork that was given up costs its worker: its lifeline is cut here, whether it was forked by then or not.
+
+Races, and what is done about them:
+    * A worker is forked and dies at once: (1) both records are there together, (2) the launch that asked goes on only
+      after both were read. So an exit is kept by the fork's number from the moment that number is sent.
+    * The template dies with answers unread: they are read before anybody is told that it is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import itertools
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+
+from dspool.logs import get_logger
+from dspool.protocol.limits import DUMP_SIGNAL
+from dspool.protocol.records import (
+    DescriptorsLost,
+    Exited,
+    Fork,
+    Forked,
+    Prepare,
+    Prepared,
+    Record,
+    Refused,
+    Unprepared,
+    receive_record,
+    send_record,
+)
+from dspool.supervisor import forked
+from dspool.supervisor.boot import BootFailure, failure_of
+from dspool.supervisor.ends import ManagerEnds, pipe_ends
+from dspool.supervisor.exits import describe
+from dspool.supervisor.faults import faults_logged, log_fault
+from dspool.supervisor.launch import LaunchRequest, start_failure, start_process, worker_environment
+from dspool.supervisor.listener import Listener
+from dspool.supervisor.output import WorkerOutput
+from dspool.supervisor.process import UNKNOWN_STATUS, ExitStatus, ProcessHandle
+from dspool.supervisor.starting import start_soon
+
+TEMPLATE_COMMAND = ("-P", "-m", "dspool.worker.template")
+START_SHARE = 0.95
+"""Of start_timeout_s, for the template itself: so its stacks are told before the workers that wait for it time out."""
+DUMP_WAIT_S = 0.1
+
+
+class TemplateGone(Exception):
+    """Raised when the template died before it answered; another one may be asked."""
+
+
+class Unsafe(Exception):
+    """Raised when the template must not be forked; the text names the rule and what breaks it."""
+
+
+class Phase(enum.Enum):
+    """See the module's docstring."""
+
+    STARTING = enum.auto()
+    READY = enum.auto()
+    GONE = enum.auto()
+
+
+class _Asked:
+    """A fork that was asked for, and what becomes of the worker.
+
+    Attributes:
+        worker_id: whose it is to be.
+        answer: pid and pidfd, or why there is none; None as long as there is no answer.
+        answered: set with it.
+        status: how the worker ended.
+        ended: set with it, or when nobody will ever know.
+    """
+
+    def __init__(self, worker_id: int) -> None:
+        self.worker_id = worker_id
+        self.answer: tuple[int, int] | Exception | None = None
+        self.answered = anyio.Event()
+        self.status = UNKNOWN_STATUS
+        self.ended = anyio.Event()
+        self.given_up = False
+
+    def resolve(self, answer: tuple[int, int] | Exception) -> None:
+        """The answer came."""
+        self.answer = answer
+        self.answered.set()
+
+
+class ForkedChild:
+    """A worker that a template forked; a Launched. The template collects it."""
+
+    start_method: str = "template"
+
+    def __init__(self, pid: int, pidfd: int, ends: ManagerEnds, asked: _Asked) -> None:
+        self.pid: int | None = pid
+        self.exit_fd = pidfd
+        self.control, self.slots, self.lifeline_fd, self.output_fds, dump_fd = ends
+        self.dump_fd: int | None = dump_fd
+        self._asked = asked
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal to the process; nothing happens where it is dead."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(self.exit_fd, signum)
+
+    async def settle(self) -> None:
+        """Wait for the template's word."""
+        await self._asked.ended.wait()
+
+    def reap(self) -> ExitStatus:
+        """What the template said, if it did."""
+        return self._asked.status
+
+
+class Template:
+    """One template process.
+
+    Args:
+        request: the launch that it is started for; it serves others that differ only in worker and slots.
+        prepare: what it imports.
+        command: the interpreter's arguments, before those that name the file descriptors.
+        start_timeout_s: how long it has to be ready.
+        listener: is told which workers are due when it dies.
+
+    Attributes:
+        settled: set when it is ready, or has failed.
+        failure: why it can't be started, or None.
+        unsafe: which rule keeps it from being forked; empty where it may be.
+        gone: set when nothing of it is left.
+    """
+
+    def __init__(
+        self,
+        request: LaunchRequest,
+        prepare: Prepare,
+        *,
+        command: tuple[str, ...],
+        start_timeout_s: float,
+        listener: Listener,
+    ) -> None:
+        self.settled = anyio.Event()
+        self.failure: BootFailure | None = None
+        self.unsafe = ""
+        self.gone = anyio.Event()
+        self._request = request
+        self._prepare = prepare
+        self._command = command
+        self._start_timeout_s = start_timeout_s
+        self._listener = listener
+        self._phase = Phase.STARTING
+        self._expected = False
+        self._retired = False
+        self._deaf = False
+        self._handle: ProcessHandle | None = None
+        self._control: socket.socket
+        self._output: WorkerOutput
+        self._scope = anyio.CancelScope(shield=True)
+        self._sending = anyio.Lock()
+        self._fork_ids = itertools.count(1)
+        self._asked: dict[int, _Asked] = {}
+        self._log = get_logger("dspool.supervisor", pool=request.pool)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it may be asked for workers."""
+        return self._phase is Phase.READY and not (self.unsafe or self._expected or self._deaf)
+
+    # --- its life
+
+    async def live(self) -> None:
+        """Start it and serve it until it is dead. Cancelling it from outside does nothing; abandon() ends it."""
+        with self._scope:
+            try:
+                if not self._expected:
+                    self._start()
+                    await self._attend()
+            except OSError as error:
+                self.failure = self.failure or BootFailure(start_failure(error, self._request))
+            except Exception as error:
+                log_fault(self._log, "a template's task failed", error)
+                self.failure = self.failure or BootFailure(f"{type(error).__name__}: {error}")
+            finally:
+                self._bury()
+
+    def retire(self) -> None:
+        """End it as soon as it has no worker left."""
+        self._retired = True
+        self._end_if_childless()
+
+    def end(self) -> None:
+        """Let it end: it reads the end of its socket, kills what escaped from dead workers, and exits.
+
+        One that isn't ready yet may never read, and has no workers: that is killed.
+        """
+        self._expected = True
+        if self._phase is Phase.STARTING:
+            self.kill()
+        elif self._phase is Phase.READY:
+            with contextlib.suppress(OSError):
+                self._control.shutdown(socket.SHUT_WR)
+
+    def kill(self) -> None:
+        """End it now."""
+        self._expected = True
+        if self._handle is not None:
+            self._handle.cut_lifeline()
+
+    def abandon(self) -> None:
+        """End live() now: the process is killed, waited for very shortly, and closed."""
+        self._expected = True
+        self._scope.cancel()
+
+    def _start(self) -> None:
+        request = self._request
+        with pipe_ends(0, socket.SOCK_SEQPACKET) as (ours, theirs):
+            env = worker_environment(request.env)
+            child = start_process(request.python, self._command, ours, theirs, env, "template")
+        self._handle, self._control = ProcessHandle(child), child.control
+        self._log = self._log.bind(template_pid=child.pid)
+        self._output = WorkerOutput(child.output_fds, {"pool": request.pool, "template_pid": child.pid})
+
+    async def _attend(self) -> None:
+        assert self._handle is not None
+        async with anyio.create_task_group() as tasks:
+            for stream in self._output.streams:
+                start_soon(tasks, self._guard, self._output.drain, stream)
+            start_soon(tasks, self._guard, self._converse)
+            start_soon(tasks, self._guard, self._limit_start)
+            await anyio.wait_readable(self._handle.exit_fd)
+            tasks.cancel_scope.cancel()
+
+    async def _guard(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """A task's fault is the end of this template alone."""
+        assert self._handle is not None
+        try:
+            await work(*args)
+        except Exception as error:
+            log_fault(self._log, "a template's task failed", error)
+            self.failure = self.failure or BootFailure(f"{type(error).__name__}: {error}")
+            self._handle.cut_lifeline()
+
+    async def _limit_start(self) -> None:
+        within_s = self._start_timeout_s * START_SHARE
+        with anyio.move_on_after(within_s):
+            await self.settled.wait()
+            return
+        assert self._handle is not None
+        self._handle.send_signal(DUMP_SIGNAL)
+        await anyio.sleep(DUMP_WAIT_S)
+        self.failure = BootFailure(
+            f"the template that it is forked from is not ready within {within_s:g} s"
+            f" (start_timeout_s={self._start_timeout_s:g})",
+            self._handle.read_dump(),
+        )
+        self._handle.cut_lifeline()
+
+    # --- asking
+
+    async def fork(self, request: LaunchRequest) -> ForkedChild:
+        """Have a worker forked.
+
+        Raises:
+            TemplateGone, Unsafe: see there.
+            OSError: the system refuses another process, or descriptors.
+
+        Cancellation: ends the worker, if there is one by then.
+        """
+        fork_id = next(self._fork_ids)
+        with pipe_ends(request.slots) as (ours, theirs):
+            asked = self._asked[fork_id] = _Asked(request.worker_id)
+            try:
+                await self._send(Fork(fork_id), (*theirs[:-1], *theirs.slots))
+            except BaseException:
+                self._asked.pop(fork_id, None)
+                raise
+            try:
+                await self._answered(asked)
+            except BaseException:
+                asked.given_up = True
+                if isinstance(asked.answer, tuple):
+                    forked.close_fd(asked.answer[1])
+                raise
+            if isinstance(asked.answer, Exception):
+                raise asked.answer
+            assert asked.answer is not None
+            pid, pidfd = asked.answer
+            return ForkedChild(pid, pidfd, ours, asked)
+
+    async def _answered(self, asked: _Asked) -> None:
+        with anyio.move_on_after(self._start_timeout_s * START_SHARE):
+            await asked.answered.wait()
+            return
+        assert self._handle is not None
+        self._log.error("a template doesn't answer; it is killed", waited_s=self._start_timeout_s * START_SHARE)
+        self._deaf = True
+        self._handle.cut_lifeline()
+        raise TemplateGone
+
+    async def _send(self, record: Record, fds: tuple[int, ...] = ()) -> None:
+        async with self._sending:
+            while self._phase is not Phase.GONE:
+                try:
+                    return send_record(self._control, record, fds)
+                except BlockingIOError:
+                    await anyio.wait_writable(self._control)
+                except (BrokenPipeError, ConnectionResetError):
+                    self._deaf = True
+                    break
+        raise TemplateGone
+
+    # --- its answers
+
+    async def _converse(self) -> None:
+        with contextlib.suppress(TemplateGone):  # its exit is about to be seen
+            await self._send(self._prepare)
+            while self._receive():
+                await anyio.wait_readable(self._control)
+        assert self._handle is not None
+        self._handle.cut_lifeline()  # its socket has ended: it is of no use, if it isn't dead already
+
+    def _receive(self) -> bool:
+        """Take what answers there are; False at the socket's end."""
+        while True:
+            try:
+                with forked.creating():
+                    received = receive_record(self._control)
+                    for fd in received[1] if received is not None else ():
+                        forked.guard_fd(fd)
+            except DescriptorsLost as error:
+                if isinstance(error.record, Forked):
+                    self._answer(error.record.fork_id, error)
+                continue
+            except BlockingIOError:
+                return True
+            except ConnectionError:
+                return False
+            if received is None:
+                return False
+            self._take(*received)
+
+    def _take(self, record: Record, fds: list[int]) -> None:
+        match record:
+            case Forked(fork_id, pid):
+                self._answer(fork_id, (pid, fds[0]))
+            case Refused(fork_id, unsafe, error):
+                self._answer(fork_id, Unsafe(unsafe) if unsafe else OSError(error, os.strerror(error)))
+            case Exited(fork_id, code, died_of, peak_rss_kib):
+                if asked := self._asked.pop(fork_id, None):
+                    asked.status = ExitStatus(code=code, signal=died_of, known=True, peak_rss_bytes=peak_rss_kib * 1024)
+                    asked.ended.set()
+                self._end_if_childless()
+            case Prepared(unsafe):
+                self._phase, self.unsafe = Phase.READY, unsafe
+                self.settled.set()
+            case Unprepared(error):
+                self.failure = failure_of(error)
+            case _:
+                raise TypeError(f"a template doesn't send {type(record).__name__}")
+
+    def _answer(self, fork_id: int, answer: tuple[int, int] | Exception) -> None:
+        """A fork was answered. Only workers that were forked are kept in the table."""
+        asked = self._asked[fork_id] if isinstance(answer, tuple) else self._asked.pop(fork_id)
+        if not asked.given_up:
+            asked.resolve(answer)
+        elif isinstance(answer, tuple):
+            forked.close_fd(answer[1])
+
+    def _end_if_childless(self) -> None:
+        if self._retired and not self._asked:
+            self.end()
+
+    # --- its end
+
+    def _bury(self) -> None:
+        """Take what is left of it, close everything, tell whoever waits."""
+        was_ready, self._phase = self._phase is Phase.READY, Phase.GONE
+        how, last_words = "it could not be started", ""
+        if self._handle is not None:
+            with faults_logged(self._log, "what is left of a template could not be collected"):
+                how, last_words = self._collect(self._handle)
+        if not was_ready and self.failure is None:
+            last = next((line.strip() for line in reversed(last_words.splitlines()) if line.strip()), "")
+            detail = f"the template that it is forked from ended before it was ready: {how}{': ' if last else ''}{last}"
+            self.failure = BootFailure(detail, last_words)
+        orphans = [asked for asked in self._asked.values() if isinstance(asked.answer, tuple)]
+        if was_ready and not self._expected:
+            self._log.warning("a template died; its workers are replaced one by one", how=how, workers=len(orphans))
+            for asked in orphans:
+                with faults_logged(self._log, "the listener failed"):
+                    self._listener.worker_due(asked.worker_id)
+        for asked in self._asked.values():
+            asked.ended.set()
+            if asked.answer is None:
+                asked.resolve(TemplateGone())
+        self._asked.clear()
+        self.settled.set()
+        self.gone.set()
+
+    def _collect(self, handle: ProcessHandle) -> tuple[str, str]:
+        """How it ended, and the last that it wrote: its stacks, if it wrote any, else its output."""
+        dead = handle.is_dead() or handle.end_now()
+        with faults_logged(self._log, "a template's last records could not be read"):
+            self._receive()
+        self._output.drain_rest()
+        last_words = handle.read_dump() or self._output.tail()
+        status = handle.launched.reap() if dead else UNKNOWN_STATUS
+        anyio.notify_closing(self._control)
+        self._control.close()
+        handle.close(slots=True)
+        return describe(status), last_words

@@ -1,0 +1,206 @@
+"""Start method "template": workers are forked from a warm process, of which there is one for each kind of worker.
+
+A kind is what workers must have in common to be forked from the same process: environment and preload modules. What the
+manager's environment, sys.path and working directory are is looked at when a template is started, not for each worker.
+
+Rules:
+    1. A kind's template is started with its first worker, whose launch waits for it, and again when it has died.
+    2. A template that can't be started fails the launches that wait for it, with its traceback.
+    3. A template that must not be forked is no failure: the kind's workers are spawned from then on, and the listener
+       is told why. renew() gives the template another chance.
+    4. After renew() the first launch of a kind starts a new template. The old one forks nothing more and ends with its
+       last worker; where the new one can't be started, the old one is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import anyio
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskGroup, TaskStatus
+
+from dspool.errors import WorkerStartError
+from dspool.protocol.records import Prepare
+from dspool.supervisor.launch import Launcher, LaunchRequest, SpawnLauncher, start_failure
+from dspool.supervisor.listener import Listener
+from dspool.supervisor.process import Launched
+from dspool.supervisor.starting import start_soon
+from dspool.supervisor.template import TEMPLATE_COMMAND, Template, TemplateGone, Unsafe
+
+CLOSE_WAIT_S = 1.0
+"""How long templates may take to be dead; killing one takes milliseconds."""
+TRIES = 3
+"""Templates that may die in a row under one launch."""
+
+
+class _Kind:
+    """The templates of one kind of worker.
+
+    Attributes:
+        template: the one that workers are forked from.
+        starting: the one that is to take its place.
+        unsafe: why this kind is spawned instead; empty where it is forked.
+        generation: the launcher's, when that was found out.
+    """
+
+    def __init__(self) -> None:
+        self.template: Template | None = None
+        self.starting: tuple[Template, int] | None = None
+        self.unsafe = ""
+        self.generation = 0
+
+
+class TemplateLauncher(Launcher):
+    """Start method "template".
+
+    Args:
+        start_timeout_s: how long a worker may take to be ready, its template included.
+        needs_dspy: whether templates import DSPy; asked as each is started.
+        command: the template's interpreter's arguments, before those that name the file descriptors.
+    """
+
+    start_method: str = "template"
+
+    def __init__(
+        self,
+        *,
+        start_timeout_s: float = 60.0,
+        needs_dspy: Callable[[], bool] = lambda: "dspy" in sys.modules,
+        command: tuple[str, ...] = TEMPLATE_COMMAND,
+    ) -> None:
+        self._start_timeout_s = start_timeout_s
+        self._needs_dspy = needs_dspy
+        self._command = command
+        self._spawn = SpawnLauncher()
+        self._kinds: dict[object, _Kind] = {}
+        self._templates: set[Template] = set()
+        self._generation = 0
+        self._listener: Listener
+        self._tasks: TaskGroup | None = None
+        self._closing: anyio.Event
+
+    async def serve(self, listener: Listener, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Look after the templates; see Launcher.serve."""
+        self._listener, self._closing = listener, anyio.Event()
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                task_status.started()
+                await self._closing.wait()
+        finally:
+            self._tasks = None
+
+    async def launch(self, request: LaunchRequest) -> Launched:
+        """Fork one worker, or spawn it where its kind must not be forked; see Launcher.launch."""
+        key = (tuple(sorted(request.env.items())), request.preload)
+        kind = self._kinds.setdefault(key, _Kind())
+        for _ in range(TRIES):
+            template = await self._template(kind, request)
+            if template is None:
+                return await self._spawn.launch(request)
+            try:
+                return await template.fork(request)
+            except TemplateGone:
+                continue
+            except Unsafe as error:
+                if template is kind.template:
+                    self._fall_back(kind, template, str(error), kind.generation)
+            except OSError as error:
+                raise WorkerStartError(start_failure(error, request)) from error
+        if kind.unsafe:
+            return await self._spawn.launch(request)
+        raise WorkerStartError(f"{TRIES} templates in a row died as this worker was to be forked; see the log for how")
+
+    def renew(self) -> None:
+        """Start new templates with the next launches; see Launcher.renew."""
+        self._generation += 1
+
+    async def aclose(self) -> None:
+        """End the templates."""
+        if self._tasks is None:
+            return
+        self._closing.set()
+        for end in (Template.end, Template.kill, Template.abandon):
+            for template in list(self._templates):
+                end(template)
+            with anyio.move_on_after(CLOSE_WAIT_S):
+                for template in list(self._templates):
+                    await template.gone.wait()
+
+    async def _template(self, kind: _Kind, request: LaunchRequest) -> Template | None:
+        """The template to fork from; waits for it. None where this kind is spawned."""
+        while kind.generation != self._generation or not (kind.unsafe or (kind.template and kind.template.usable)):
+            if kind.starting is None or kind.starting[0].gone.is_set():
+                kind.starting = (self._start(request), self._generation)
+            starting, generation = kind.starting
+            await starting.settled.wait()
+            if kind.starting is not None and kind.starting[0] is starting:
+                kind.starting = None
+                self._settle(kind, starting, generation)
+            if starting.failure is not None and not (kind.template and kind.template.usable):
+                raise WorkerStartError(starting.failure.detail, None, starting.failure.traceback or None)
+        return None if kind.unsafe else kind.template
+
+    def _start(self, request: LaunchRequest) -> Template:
+        if self._tasks is None or self._closing.is_set():
+            raise WorkerStartError("the pool is closing")
+        prepare = Prepare(managers_sys_path(), list(request.preload), self._needs_dspy())
+        template = Template(
+            request,
+            prepare,
+            command=self._command,
+            start_timeout_s=self._start_timeout_s,
+            listener=self._listener,
+        )
+        start_soon(self._tasks, self._live, template)
+        return template
+
+    async def _live(self, template: Template) -> None:
+        self._templates.add(template)
+        if self._closing.is_set():
+            template.end()
+        try:
+            await template.live()
+        finally:
+            self._templates.discard(template)
+
+    def _settle(self, kind: _Kind, new: Template, generation: int) -> None:
+        """A template was started, or couldn't be."""
+        old = kind.template
+        if new.failure is not None:
+            if old is not None and old.usable:
+                kind.generation = generation
+                fields = {"detail": new.failure.detail, "traceback": new.failure.traceback}
+                self._listener.start_method_event("pool.template_kept", fields)
+        elif new.unsafe:
+            self._fall_back(kind, new, new.unsafe, generation)
+        else:
+            kind.template, kind.generation = new, generation
+            if old is not None:
+                old.retire()
+            if kind.unsafe:
+                kind.unsafe = ""
+                self._tell_start_method()
+
+    def _fall_back(self, kind: _Kind, template: Template, reason: str, generation: int) -> None:
+        """Spawn this kind's workers from now on."""
+        for each in {kind.template, template} - {None}:
+            assert each is not None
+            each.retire()
+        if kind.unsafe != reason:
+            kind.unsafe = reason
+            self._tell_start_method()
+        kind.template, kind.generation = None, generation
+
+    def _tell_start_method(self) -> None:
+        reasons = sorted({kind.unsafe for kind in self._kinds.values() if kind.unsafe})
+        method = self._spawn.start_method if reasons else self.start_method
+        self._listener.start_method_changed(method, "; ".join(reasons))
+
+
+def managers_sys_path() -> list[str]:
+    """Where this process imports from, wherever another one's working directory is."""
+    return [os.path.abspath(entry) for entry in sys.path]

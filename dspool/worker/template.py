@@ -1,0 +1,320 @@
+"""The template: a warm process with one thread, from which workers are forked.
+
+Entry: python -P -m dspool.worker.template --control FD --lifeline FD --dump FD
+
+    1. It begins as a worker does: own session, own lifeline, default signals, stack dumps.
+    2. It is told what to import (Prepare), imports and warms it, and freezes what it has by then: the garbage collector
+       never writes to those objects again, so workers share their memory.
+    3. It forks a worker for each Fork, whose descriptors come with it, and says its pid and pidfd.
+    4. It reaps them, kills what is left of their group and of what escaped from it, and says how they ended.
+
+Rules:
+    1. One thread, always; before each fork fork_rules.py is asked. It makes no network call and doesn't open DSPy's
+       disk cache: what it had open, all workers would share.
+    2. It alone reaps. A dead worker is a zombie until its group is killed, so that its number can be nobody else's.
+    3. Orphans of a living worker become that worker's children, so what the template adopts has escaped from a dead
+       one, and is killed.
+    4. A worker that is forked owns nothing of the template: it closes what the template opened for itself, and only
+       that, for an object that believes in its descriptor's number would close somebody else's later.
+    5. When its control socket ends it is done, once what it adopted is dead. Its workers live on; each has a lifeline
+       of its own.
+
+Knows of workers how to begin one, and how it ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import importlib
+import importlib.util
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from typing import NoReturn
+
+from dspool.protocol.codec import MSGPACK
+from dspool.protocol.frames import HEADER_BYTES
+from dspool.protocol.limits import EXIT_BOOT_ERROR
+from dspool.protocol.messages import HANDSHAKE_ID, PROTOCOL_VERSION, BootConfig, LMSpec, Request
+from dspool.protocol.records import (
+    DescriptorsLost,
+    Exited,
+    Fork,
+    Forked,
+    Prepare,
+    Prepared,
+    Record,
+    Refused,
+    Unprepared,
+    receive_record,
+    send_record,
+)
+from dspool.worker.boot import Worker, read_config, set_sys_path
+from dspool.worker.failures import Secrets, describe
+from dspool.worker.fork_rules import broken_rule
+from dspool.worker.lifeline import adopt_orphans, begin_child, reset_signals
+from dspool.worker.stdio import flush_stdio, own_stdio
+
+_STDIO = (0, 1, 2)
+
+
+class Template:
+    """One template process. `run` serves it to its end.
+
+    Args:
+        control: the control socket's end.
+        lifeline: its lifeline.
+        dump: its file for stack dumps.
+    """
+
+    def __init__(self, control: socket.socket, lifeline: int, dump: int) -> None:
+        self._control = control
+        self._sigchld_out, self._sigchld_in = os.pipe()
+        for fd in (self._sigchld_out, self._sigchld_in):
+            os.set_blocking(fd, False)
+        self._own_fds = frozenset({control.fileno(), lifeline, dump, self._sigchld_out, self._sigchld_in})
+        self._workers: dict[int, int] = {}
+        """pid -> fork_id."""
+        self._secrets = Secrets()
+        self._helpers: set[int] = set()
+        """Children that a preload module left running."""
+        self._adopted: set[int] = set()
+
+    def run(self) -> NoReturn:
+        """Prepare, then fork and reap until the control socket ends; in a forked worker, be that worker to its end."""
+        received = receive_record(self._control)
+        if received is not None and isinstance(received[0], Prepare):
+            self._prepare(received[0])
+            fds = self._serve()
+            if fds is not None:
+                self._become_worker(fds)
+            self._sweep()
+        flush_stdio()
+        os._exit(0)
+
+    # Preparing
+
+    def _prepare(self, wanted: Prepare) -> None:
+        try:
+            prepare(wanted)
+        except BaseException as error:
+            self._send(Unprepared(describe(error, "boot_error", Secrets.of_environment())))
+            flush_stdio()
+            os._exit(EXIT_BOOT_ERROR)
+        self._helpers = _children()
+        self._secrets = Secrets.of_environment()
+        reset_signals(signal.valid_signals())  # a preload module may have set some
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler nothing is written to the wake-up pipe
+        signal.set_wakeup_fd(self._sigchld_in, warn_on_full_buffer=False)
+        adopt_orphans()
+        gc.collect()
+        gc.freeze()
+        self._send(Prepared(_no_pidfds() or broken_rule({*self._own_fds, *_STDIO}) or ""))
+
+    # Serving
+
+    def _serve(self) -> list[int] | None:
+        """Fork and reap until the control socket ends.
+
+        Returns:
+            In a forked worker its descriptors, so that nothing of the template is on its stack; in the template None.
+        """
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        poller.register(self._sigchld_out, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poller.poll()}
+            if self._sigchld_out in ready:
+                os.read(self._sigchld_out, 4096)
+                self._reap()
+            if self._control.fileno() not in ready:
+                continue
+            try:
+                received = receive_record(self._control)
+            except DescriptorsLost as error:
+                if isinstance(error.record, Fork):
+                    self._send(Refused(error.record.fork_id, errno=errno.EMFILE))
+                continue
+            except ConnectionResetError:  # the manager went away with replies of ours unread
+                return None
+            if received is None:
+                return None
+            record, fds = received
+            assert isinstance(record, Fork)
+            if self._fork(record.fork_id, fds):
+                return fds
+            for fd in fds:
+                os.close(fd)
+
+    def _fork(self, fork_id: int, fds: list[int]) -> bool:
+        """Fork, and say how that went. Whether this is the worker now."""
+        unsafe = broken_rule({*self._own_fds, *_STDIO, *fds})
+        if unsafe is not None:
+            self._send(Refused(fork_id, unsafe=unsafe))
+            return False
+        flush_stdio()  # else a worker would write once more what the template's streams still hold
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._send(Refused(fork_id, errno=error.errno or errno.EAGAIN))
+            return False
+        if pid == 0:
+            return True
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            os.kill(pid, signal.SIGKILL)  # as it isn't in the table, it is reaped without a word
+            self._send(Refused(fork_id, errno=error.errno or errno.EMFILE))
+            return False
+        self._workers[pid] = fork_id
+        self._send(Forked(fork_id, pid), pidfd)
+        os.close(pidfd)
+        return False
+
+    def _become_worker(self, fds: list[int]) -> NoReturn:
+        """In the child: from here on it is a worker like any other.
+
+        What the template did for all of them is not done again, as each page that is written to costs a worker
+        5 us and 4 KiB: signals, but for one, are a worker's, streams are on the descriptors 0 to 2, secrets are known.
+        """
+        control, lifeline, stdout, stderr, dump, *slots = fds
+        begin_child(lifeline, dump, (signal.SIGCHLD,))
+        signal.set_wakeup_fd(-1)
+        for fd in self._own_fds - {self._control.fileno()}:
+            os.close(fd)
+        self._control.close()
+        for fd, number in ((stdout, 1), (stderr, 2)):
+            os.dup2(fd, number)
+            os.close(fd)
+        adopt_orphans()
+        # As if it had been spawned: whoever has to know a worker's descriptors finds them there.
+        sys.argv[1:] = ["--slots", ",".join(map(str, slots)), "--control", str(control), "--lifeline", str(lifeline)]
+        sockets = [socket.socket(fileno=fd) for fd in slots]
+        Worker(socket.socket(fileno=control), sockets, self._secrets).run()
+
+    # Reaping
+
+    def _reap(self) -> None:
+        """Collect whoever is dead, kill what was adopted (its end brings us here again), say who has ended."""
+        exits: list[Exited] = []
+        while (pid := _zombie()) is not None:
+            fork_id = self._workers.pop(pid, None)
+            if fork_id is not None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)
+            _, status, usage = os.wait4(pid, 0)
+            self._helpers.discard(pid)
+            if fork_id is not None:
+                code = os.waitstatus_to_exitcode(status)
+                died_of = -code if code < 0 else None
+                exits.append(Exited(fork_id, None if died_of else code, died_of, usage.ru_maxrss))
+        self._adopted = _children() - self._workers.keys() - self._helpers
+        for pid in self._adopted:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        for exit_ in exits:
+            self._send(exit_)
+
+    def _sweep(self) -> None:
+        """Before it leaves: wait until what escaped from dead workers is dead too, and whatever that had started."""
+        poller = select.poll()
+        poller.register(self._sigchld_out, select.POLLIN)
+        self._reap()
+        while self._adopted:
+            poller.poll()
+            os.read(self._sigchld_out, 4096)
+            self._reap()
+
+    def _send(self, record: Record, *fds: int) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the next receive finds the end
+            send_record(self._control, record, fds)
+
+
+def prepare(wanted: Prepare) -> None:
+    """Import what the workers will need, and warm it.
+
+    Raises:
+        BaseException: whatever the imports raise.
+    """
+    set_sys_path(wanted.sys_path)
+    if wanted.dspy and importlib.util.find_spec("dspy") is not None:
+        importlib.import_module("dspy")
+    for module in wanted.preload:
+        importlib.import_module(module)
+    warm_boot()
+    if "dspy" in sys.modules:
+        try:
+            warm_dspy()
+        except Exception:  # another DSPy than the one this was written for; its first call in a worker does it then
+            traceback.print_exc()
+
+
+def warm_boot() -> None:
+    """Read a handshake, so that the types in it are known."""
+    config = BootConfig(0, "template", lm=LMSpec("", "openai/none", {"temperature": 0.0}))
+    handshake = Request(HANDSHAKE_ID, "ping", {"protocol_version": PROTOCOL_VERSION, "config": config})
+    request = MSGPACK.decode_request(memoryview(MSGPACK.encode(handshake))[HEADER_BYTES:])
+    spec = read_config(request.args).lm
+    if spec is not None:
+        Secrets().add_lm(spec)
+
+
+def warm_dspy() -> None:
+    """Load what the first DSPy program loads: the worker's runtime, DSPy's price table, what one call imports."""
+    import dspy
+    from dspy.utils import DummyLM
+
+    from dspool.worker.runtime import warm_price_table
+
+    warm_price_table()
+    lm = DummyLM({"": {"reasoning": "r", "answer": "a"}})
+    with dspy.context(lm=lm, adapter=None, disable_history=True, trace=None):
+        dspy.ChainOfThought("question -> answer")(question="q")
+
+
+def _zombie() -> int | None:
+    """A child that is dead and not collected yet."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return None if found is None else found.si_pid
+
+
+def _children() -> set[int]:
+    """This process's children. Its number doubles as its only thread's."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+            return set(map(int, file.read().split()))
+    except OSError:  # a kernel without them: what escaped from a dead worker lives on
+        return set()
+
+
+def _no_pidfds() -> str | None:
+    """Why this system's kernel, or a container's filter, doesn't let workers be watched from another process."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (OSError, AttributeError) as error:
+        return f"workers are watched by pidfd, which this system refuses ({error})"
+    return None
+
+
+def main() -> NoReturn:
+    """Become a template."""
+    fds = dict(zip(sys.argv[1::2], map(int, sys.argv[2::2]), strict=True))
+    control, lifeline, dump = fds["--control"], fds["--lifeline"], fds["--dump"]
+    begin_child(lifeline, dump)
+    # From here on nothing can keep this process alive without its manager.
+    own_stdio()
+    for fd in fds.values():
+        os.set_inheritable(fd, False)
+    Template(socket.socket(fileno=control), lifeline, dump).run()
+
+
+if __name__ == "__main__":
+    main()

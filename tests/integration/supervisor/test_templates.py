@@ -1,0 +1,220 @@
+"""Start method "template" under the supervisor, on every loop: launches, deaths, closes, and what is left: nothing."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+
+from dspool.supervisor.launch import LaunchRequest
+from dspool.supervisor.life import WorkerProcess
+from dspool.supervisor.templates import TemplateLauncher
+from tests.integration.supervisor.conftest import open_fds
+from tests.integration.supervisor.harness import PATIENCE_S, Lab, dead, lab, one_backend
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.anyio,
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="templates are for Linux"),
+]
+
+
+def launcher() -> TemplateLauncher:
+    return TemplateLauncher(needs_dspy=lambda: False, start_timeout_s=PATIENCE_S)
+
+
+def preload(folder: Path, source: str) -> dict[str, Any]:
+    """Options of a lab whose workers need a module of this source."""
+    (folder / "preloaded.py").write_text(source)
+    return {"preload": "preloaded", "env": {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}}
+
+
+def template_of(worker: WorkerProcess) -> int:
+    assert worker.pid is not None
+    return psutil.Process(worker.pid).ppid()
+
+
+async def test_a_forked_worker_becomes_ready_answers_pings_and_stops() -> None:
+    async with lab(launcher(), slots=2) as tests:
+        worker = await tests.ready()
+        assert (worker.start_method, len(worker.slots)) == ("template", 2)
+        assert template_of(worker) != os.getpid()
+        assert all(not slot.get_inheritable() and not slot.getblocking() for slot in worker.slots)
+        tests.supervisor.probe(worker.worker_id)
+        assert (await tests.recorder.wait("probe", worker.worker_id)).value is True
+        assert worker.sample_rss() is not None
+        tests.supervisor.stop(worker.worker_id, "stopped", time.monotonic() + 30)
+        report = await tests.exited(worker)
+        assert (report.reason, report.exit_code, report.status_known) == ("stopped", 0, True)
+        assert (report.start_method, report.output_tail) == ("template", "")
+
+
+@pytest.mark.usefixtures("patient_dump")
+async def test_a_forked_worker_is_killed_with_its_stacks_and_its_status_is_known() -> None:
+    async with lab(launcher()) as tests:
+        worker = await tests.ready()
+        tests.supervisor.kill(worker.worker_id, "timeout", "after 3 s", dump=True)
+        report = await tests.exited(worker)
+        assert (report.reason, report.detail, report.signal) == ("timeout", "after 3 s", "SIGKILL")
+        assert report.status_known
+        assert "most recent call first" in report.stack_dump
+
+
+async def test_many_launches_share_one_template_and_none_is_left() -> None:
+    async with lab(launcher()) as tests:
+        ids = [tests.start() for _ in range(12)]
+        workers = [(await tests.recorder.wait("ready", worker_id)).value for worker_id in ids]
+        [template] = {template_of(worker) for worker in workers}
+        for worker in workers[::2]:
+            os.kill(worker.pid, signal.SIGKILL)
+        for worker in workers[::2]:
+            report = await tests.exited(worker)
+            assert (report.reason, report.signal) == ("crash", "SIGKILL")
+        assert {child.pid for child in psutil.Process(template).children()} == {each.pid for each in workers[1::2]}
+    await dead(template)
+
+
+async def test_the_workers_of_a_template_that_died_are_due_and_the_next_ones_have_another() -> None:
+    async with lab(launcher()) as tests:
+        workers = [await tests.ready() for _ in range(2)]
+        os.kill(template_of(workers[0]), signal.SIGKILL)
+        for worker in workers:
+            await tests.recorder.wait("due", worker.worker_id)
+            tests.supervisor.probe(worker.worker_id)
+            assert (await tests.recorder.wait("probe", worker.worker_id)).value is True
+        third = await tests.ready()
+        assert template_of(third) not in {template_of(worker) for worker in workers}
+        assert workers[0].pid is not None
+        os.kill(workers[0].pid, signal.SIGSEGV)
+        report = await tests.exited(workers[0])
+        assert (report.status_known, report.exit_code, report.signal) == (False, None, None)
+        assert len(tests.recorder.of("due")) == 2
+
+
+@one_backend
+async def test_a_template_that_hangs_is_killed_and_the_launch_goes_on_with_another() -> None:
+    async with lab(TemplateLauncher(needs_dspy=lambda: False, start_timeout_s=5.0)) as tests:
+        first = await tests.ready()
+        os.kill(template_of(first), signal.SIGSTOP)
+        second = await tests.ready()
+        assert template_of(second) != template_of(first)
+        await tests.recorder.wait("due", first.worker_id)
+
+
+async def test_a_launch_that_is_given_up_while_its_template_starts_leaves_nothing(tmp_path: Path) -> None:
+    hang = "import time\ntime.sleep(600)\n"
+    async with lab(launcher(), **preload(tmp_path, hang)) as tests:
+        first, second = tests.start(), tests.start()
+        await anyio.wait_all_tasks_blocked()
+        tests.supervisor.kill(first, "start_timeout", "too slow", dump=True)
+        report = await tests.exited(first)
+        assert (report.reason, report.pid) == ("start_timeout", None)
+        assert not tests.recorder.of("exited", second)
+    assert (await tests.exited(second)).reason == "stopped"
+
+
+async def test_a_launch_that_is_given_up_as_its_worker_is_forked_costs_that_worker() -> None:
+    async with lab(launcher()) as tests:
+        worker = await tests.ready()
+        template = psutil.Process(template_of(worker))
+        given_up = [tests.start() for _ in range(8)]
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+        for worker_id in given_up:
+            tests.supervisor.kill(worker_id, "resized", "")
+        for worker_id in given_up:
+            assert (await tests.exited(worker_id)).reason == "resized"
+        last = await tests.ready()
+        for child in {child.pid for child in template.children()} - {worker.pid, last.pid}:
+            await dead(child)
+
+
+@pytest.mark.parametrize("module", ["raise LookupError('no luck')", "import os\nos._exit(3)"], ids=["error", "exit"])
+async def test_a_template_that_cannot_start_fails_every_launch_that_waits(tmp_path: Path, module: str) -> None:
+    async with lab(launcher(), **preload(tmp_path, module)) as tests:
+        for worker_id in [tests.start() for _ in range(3)]:
+            report = await tests.exited(worker_id)
+            assert (report.reason, report.pid) == ("boot_error", None)
+            assert "no luck" in report.remote_traceback if "luck" in module else "exit code 3" in report.detail
+
+
+@one_backend
+async def test_a_template_without_its_own_module_says_so() -> None:
+    async with lab(TemplateLauncher(command=("-P", "-m", "no_such_module"))) as tests:
+        report = await tests.exited(tests.start())
+        assert report.reason == "boot_error"
+        assert "ended before it was ready: exit code 1" in report.detail
+        assert report.detail.endswith("No module named no_such_module")
+
+
+async def test_a_module_that_must_not_be_forked_is_spawned(tmp_path: Path) -> None:
+    async with lab(launcher(), **preload(tmp_path, "import os\npipe = os.pipe()\n")) as tests:
+        workers = [await tests.ready() for _ in range(2)]
+        assert {worker.start_method for worker in workers} == {"spawn"}
+        [told] = tests.recorder.of("start_method")
+        method, reason = told.value
+        assert method == "spawn"
+        assert " is pipe:[" in reason
+        assert {psutil.Process(worker.pid).ppid() for worker in workers} == {os.getpid()}
+
+
+@contextmanager
+def free_descriptors(number: int) -> Iterator[None]:
+    """This process can open `number` more file descriptors, and no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = set(open_fds())
+    limit = next(limit for limit in range(soft) if limit - len([fd for fd in used if fd < limit]) == number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def ends(tests: Lab, worker_id: int) -> bool:
+    """Whether the worker could not be started; one that could is killed."""
+    with anyio.fail_after(PATIENCE_S):
+        while not tests.recorder.of("exited", worker_id) and not tests.recorder.of("ready", worker_id):
+            await tests.recorder._news.wait()
+    started = bool(tests.recorder.of("ready", worker_id))
+    if started:
+        tests.supervisor.kill(worker_id, "killed", "")
+    await tests.exited(worker_id)
+    return not started
+
+
+@one_backend
+async def test_running_out_of_descriptors_anywhere_in_a_fork_leaks_none_and_passes() -> None:
+    async with lab(launcher(), slots=2) as tests:
+        await tests.ready()
+        before = open_fds()
+        failed = 0
+        for number in range(1, 20):
+            with free_descriptors(number):
+                worker_id = tests.start()
+                if await ends(tests, worker_id):
+                    failed += 1
+                    report = await tests.exited(worker_id)
+                    assert report.reason == "boot_error"
+                    assert report.detail.startswith("no file descriptor left (Too many open files)")
+            assert open_fds() == before
+        assert 13 <= failed < 19
+        await tests.ready()
+
+
+async def test_a_launcher_that_does_not_serve_launches_nothing() -> None:
+    request = LaunchRequest(worker_id=1, pool="p", slots=1, python=sys.executable, env={})
+    with pytest.raises(Exception, match="the pool is closing"):
+        await launcher().launch(request)
+    await launcher().aclose()
