@@ -46,7 +46,8 @@ from benchmarks.harness.processes import memory_mb
 from benchmarks.harness.samples import Samples, ratio
 from dspool.testing.stub_lm import StubLM
 
-HEAVY = [peer.name for peer in PEERS if peer.heavy]
+SLOW = ["loky", *(peer.name for peer in PEERS if peer.heavy)]
+"""Not in a quick run."""
 ROOT = Path(__file__).parents[1]
 CALLS = 20
 
@@ -143,8 +144,8 @@ def _measure_starts(run: Run, size: Size, known: list[str]) -> list[Row]:
         if who in MODULES and find_spec(MODULES[who]) is None:
             run.note(f"{who}: left out, {MODULES[who]} is not installed")
             continue
-        if who in HEAVY and run.scale == "quick":
-            run.note(f"{who}: left out of a quick run, because it takes long to open")
+        if who in SLOW and run.scale == "quick":
+            run.note(f"{who}: left out of a quick run, because it takes long")
             continue
         for litellm, counts in ((False, size.workers), (True, size.litellm_workers)):
             last: Row | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -63,6 +64,8 @@ MODULES = {"Ray actors": "ray", "dask": "distributed", "loky": "loky", "pebble, 
 @click.option("--litellm", is_flag=True, help="Import litellm too, as a model that needs it would.")
 def main(who: str, workers: int, litellm: bool) -> None:
     peers.quiet()
+    # dspool's workers have it anyway. Without it litellm asks the network for prices first: nobody's start is that.
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"
     opening = OPENINGS[who](("dspy", "litellm") if litellm else ("dspy",))
     began = time.perf_counter()
     with opening(workers) as contestant:

@@ -108,7 +108,7 @@ class Benchmark:
 def command(benchmark: Benchmark) -> click.Command:
     """The script's command."""
 
-    @click.command(name=benchmark.name, help=f"\b\n{benchmark.doc}\n{SHARED_HELP}")
+    @click.command(name=benchmark.name, help=_help(benchmark.doc))
     @click.option(
         "--scale", type=click.Choice(get_args(Scale)), default="full", show_default=True, help="How long to measure."
     )
@@ -178,6 +178,13 @@ def command(benchmark: Benchmark) -> click.Command:
             sys.exit(1)
 
     return run
+
+
+def _help(doc: str) -> str:
+    """A script's docstring as click wants it: the first line whole, and commands, which are indented, as they are."""
+    first, *rest = doc.strip().split("\n\n")
+    paragraphs = [f"\b\n{text}" if text.startswith("  ") else text for text in rest]
+    return "\n\n".join([f"\b\n{first}", *paragraphs]) + f"\n{SHARED_HELP}"
 
 
 def _say_machine(name: str) -> None:
