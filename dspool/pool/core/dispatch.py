@@ -216,11 +216,14 @@ class Dispatch(Upkeep):
         too_big = queue.size_bytes + lease.size_bytes > options.max_waiting_bytes
         full = queue.count >= options.max_waiting
         self._stand(lease)
-        before = self.counters.started
-        self._fill()
-        started = self.counters.started > before
-        unpinned = lease.wait_key is not None and lease.wait_key[0] is None
-        refusal = self._hopeless(self._fitting(lease.require), lease) if unpinned else None
+        started, refusal = False, None
+        group = self._only_group  # at full strength: nobody is started for it, and somebody will come free
+        if group is None or lease.skipped or not group.ready or group.ready < group.size + group.overflow:
+            before = self.counters.started
+            self._fill()
+            started = self.counters.started > before
+            unpinned = lease.wait_key is not None and lease.wait_key[0] is None
+            refusal = self._hopeless(self._fitting(lease.require), lease) if unpinned else None
         if refusal is not None:
             self._refuse(lease, refusal)
         elif newcomer and (too_big or (full and not started)):  # who is started for doesn't wait for somebody else's

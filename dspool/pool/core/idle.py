@@ -89,6 +89,8 @@ class IdleWorkers:
 
     def pick(self, program: str | None, skipped: Container[int], session: bool) -> tuple[Rank, Worker] | None:
         """The best worker outside `skipped`: least busy, then warm, then most recently used."""
+        if not self._overflowing and not any(self._ordinary):
+            return None
         holders = self._holders.get(program, _NOBODY) if program is not None else _NOBODY
         best: tuple[Rank, Worker] | None = None
         for overflow, levels in ((False, self._ordinary), (True, self._overflow)):

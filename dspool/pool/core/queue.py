@@ -84,7 +84,7 @@ class WaitQueue:
     def first_for(self, worker: Worker) -> Lease | None:
         """The earliest waiter that may use a slot of `worker`; it stays in the queue."""
         best: _Entry | None = None
-        for classes in (self._open, self._pinned.get(worker.worker_id)):
+        for classes in (self._open, self._pinned.get(worker.worker_id)) if self._pinned else (self._open,):
             if not classes:
                 continue
             for key, waiters in classes.items():
