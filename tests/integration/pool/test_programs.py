@@ -80,8 +80,12 @@ def test_callables_by_object_and_by_path(make_pool: MakePool) -> None:
     assert pool.run("tests.integration.pool.test_programs:add", {"left": 1}) == 2
 
 
-def test_a_pool_of_callables_never_imports_dspy_in_its_workers(make_pool: MakePool) -> None:
-    pool = make_pool(workers=1)
+@pytest.mark.parametrize("start_method", ["template", "spawn"])
+def test_a_pool_of_callables_never_imports_dspy_in_its_workers(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, start_method: Any
+) -> None:
+    monkeypatch.delitem(sys.modules, "dspy", raising=False)  # an application that has it imported means to use it
+    pool = make_pool(workers=1, start_method=start_method)
     assert pool.run(behave, {"do": "loaded", "names": ["dspy", "anyio", "msgspec"]}) == ["msgspec"]
 
 

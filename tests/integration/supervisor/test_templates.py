@@ -20,7 +20,7 @@ from dspool.supervisor.launch import LaunchRequest
 from dspool.supervisor.life import WorkerProcess
 from dspool.supervisor.templates import TemplateLauncher
 from tests.integration.supervisor.conftest import open_fds
-from tests.integration.supervisor.harness import PATIENCE_S, Lab, dead, lab, one_backend
+from tests.integration.supervisor.harness import PATIENCE_S, ROOT, Lab, dead, lab, one_backend
 
 pytestmark = [
     pytest.mark.integration,
@@ -37,7 +37,10 @@ def launcher() -> TemplateLauncher:
 def preload(folder: Path, source: str) -> dict[str, Any]:
     """Options of a lab whose workers need a module of this source."""
     (folder / "preloaded.py").write_text(source)
-    return {"preload": "preloaded", "env": {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}}
+    return {
+        "preload": "preloaded",
+        "env": {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "PYTHONDONTWRITEBYTECODE": "1"},
+    }
 
 
 def template_of(worker: WorkerProcess) -> int:

@@ -32,6 +32,7 @@ from dspool.protocol.messages import (
     Request,
     Response,
 )
+from dspool.supervisor.launch import worker_environment
 
 PATIENCE_S = 30.0
 """How long anything is waited for; only a failing test waits that long."""
@@ -123,7 +124,7 @@ class Driven:
                 stdout=output_end,
                 stderr=stderr,
                 start_new_session=True,
-                env={**os.environ, **env},
+                env=worker_environment(env),
             )
         for end in (self._control_end, *(end for _, end in pairs)):
             end.close()
