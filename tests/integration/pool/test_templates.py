@@ -476,11 +476,10 @@ def test_nothing_is_alive_after_the_manager_is_killed_though_it_forked_a_bystand
         "    bystander = os.fork()\n"
         "    if not bystander:\n"
         "        signal.pause()\n"
-        "    print(json.dumps([*pids, psutil.Process(pids[0]).ppid()]), flush=True)\n"
-        "    print(json.dumps(bystander), flush=True)\n"
+        "    print(json.dumps([[*pids, psutil.Process(pids[0]).ppid()], bystander]), flush=True)\n"
         "    sys.stdin.read()\n"
     )
-    pids, bystander = running.line(), running.line()
+    pids, bystander = running.line()
     try:
         running.process.kill()
         all_end(pids)
