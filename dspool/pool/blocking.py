@@ -30,7 +30,7 @@ from dspool.pool.mapping import map_rows
 from dspool.pool.polling import drive
 from dspool.pool.waits import AnyioWaits, drive_async
 from dspool.supervisor.launch import Launcher
-from dspool.types import Affinity, PoolHealth, PoolStats, WorkerInfo
+from dspool.types import KEEP, Affinity, PoolHealth, PoolStats, WorkerInfo
 
 T = TypeVar("T")
 _CLOSE_SLACK_S = 10.0
@@ -113,7 +113,8 @@ class Pool(PoolFront):
             if not _open_pools:
                 guard.uninstall()
             if held is not None:
-                guard.leave(held)
+                guard.depth -= 1
+                guard.left(held)
 
     def __enter__(self) -> Pool:
         return self.open()
@@ -309,12 +310,17 @@ class Pool(PoolFront):
         held = guard.enter() if threading.get_ident() == guard.main else None
         try:
             record, pipe = drive(driver, path.checkout(driver, checkout, warm))
-            lease = Lease(self, driver, record, pipe)
+            try:
+                lease = Lease(self, driver, record, pipe)
+            except BaseException:  # a signal handler's: nobody else would ever close it
+                path.end(driver, record, pipe, KEEP)
+                raise
             return lease
         finally:
             if held is not None:
+                guard.depth -= 1
                 try:
-                    guard.leave(held)
+                    guard.left(held)
                 except KeyboardInterrupt:
                     if lease is not None:
                         lease.close()

@@ -91,7 +91,9 @@ class ControlPlane:
         self._woken = True
         try:
             self._wake_in.send(b"\0")
-        except OSError:
+        except OSError as error:
+            if error.errno is None:
+                raise  # a signal handler's own TimeoutError
             return  # it is being closed, or has a wake-up waiting already
 
     async def run(self, drive: Drive) -> None:

@@ -95,23 +95,28 @@ class Driver:
 
     def step(self, command: c.Command) -> None:
         """Put one command to the core and hand its effects on."""
-        with self._lock:
-            if self._stepping:
-                self._inbox.append(command)
-                return
-            self._stepping = True
-            try:
-                wanted = self._step(command)
-            finally:
-                self._stepping = False
-        if self._inbox:  # a signal handler came between emptying the inbox and leaving
-            self.step(c.Tick())
-        if wanted:
+        try:
+            with self._lock:
+                if self._stepping:
+                    self._inbox.append(command)
+                    return
+                self._stepping = True
+                try:
+                    wanted = self._step(command)
+                finally:
+                    self._stepping = False
+            if self._inbox:  # a signal handler came between emptying the inbox and leaving
+                self.step(c.Tick())
+            if wanted:
+                self._wake_control()
+            if self._woken:
+                self._drain_wakeups()
+            if self._when_idle and not self.core.leases:
+                _call_all(self._when_idle)
+        except BaseException:  # of the core, or of a signal handler after it: others wait for what this step decided
             self._wake_control()
-        if self._woken:
             self._drain_wakeups()
-        if self._when_idle and not self.core.leases:
-            _call_all(self._when_idle)
+            raise
 
     def order(self, command: c.Command) -> None:
         """A step that is no part of a call: what a user or the control plane wants of the pool."""

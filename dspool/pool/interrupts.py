@@ -5,7 +5,9 @@ a slot or the whole table would be lost. So while the main thread is inside the 
 raises in the waits, which are the only places that take time, and on the way out.
 
 Rules:
-    1. `enter` and `leave` pair up and nest (a signal handler may call the pool while the pool waits).
+    1. `enter` and `left` pair up and nest (a signal handler may call the pool while the pool waits). `depth` is taken
+       down by the `finally` itself, before it calls left(): a signal handler of the application's own may raise as a
+       function begins, and a depth that stays up would hold every later Ctrl-C back.
     2. Interrupts are raised only while `waiting`, and the handler ends the wait as it raises: a second Ctrl-C can't
        land in the cleaning up after the first.
     3. The handler is installed only where Python's own default handler stands, by the main thread, and taken out when
@@ -56,20 +58,19 @@ class _Guard:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def enter(self) -> bool:
-        """From here on interrupts are held back. Returns what leave() wants back."""
+        """From here on interrupts are held back. Returns what left() wants back."""
         if not self.tried:
             self.install()
         waiting, self.waiting = self.waiting, False
         self.depth += 1
         return waiting
 
-    def leave(self, waiting: bool) -> None:
-        """Undo enter().
+    def left(self, waiting: bool) -> None:
+        """Undo the rest of enter(), after `depth -= 1`.
 
         Raises:
             KeyboardInterrupt: one was held back, and this was the outermost enter().
         """
-        self.depth -= 1
         self.waiting = waiting
         if self.pending and (self.depth == 0 or waiting):
             self.pending = False
@@ -100,7 +101,8 @@ def guarded(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         finally:
-            guard.leave(held)
+            guard.depth -= 1
+            guard.left(held)
 
     return run
 

@@ -15,6 +15,8 @@ Rules:
     2. `written` is set before a send is attempted. A request that was certainly never read counts as not written: the
        call goes on to another worker.
     3. What the pipe still holds is read before an exit is believed (law 8).
+    4. A lease counts as closed after the step that closes it, never before: a signal handler of the application's own
+       may raise as that step begins. A Cancel too many does nothing; one too few costs a slot for ever.
 """
 
 from __future__ import annotations
@@ -113,8 +115,8 @@ def checkout(driver: Driver, request: c.Checkout, warm: str | None) -> Steps[tup
     try:
         lease = driver.check_out(request)
         pipe = yield from acquire(driver, lease)
-        kept = True
         driver.step(c.RunEnded(lease.lease_id, "none"))
+        kept = True
         return lease, pipe
     finally:
         if not kept:
@@ -225,15 +227,15 @@ def call(
                         pipe.let_go()
                         pipe = None
             except (PipeEnded, ProtocolError, DeadlinePassed) as end:
-                closed = True
                 tries += 1
                 error = yield from _ended(driver, lease, program, end)
+                closed = True
                 again = idempotent and tries <= driver.options.max_retries and isinstance(error, WorkerLost)
                 if not again or time.monotonic() >= deadline:
                     raise error from (end if isinstance(end, ProtocolError) else None)
             else:
-                closed = True
                 driver.step(c.Checkin(lease_id, "ok" if response.success else "failed"))
+                closed = True
                 assert lease.worker_id is not None
                 return response, lease.worker_id
         finally:
@@ -279,10 +281,9 @@ def run_in(
         try:
             response = yield from exchange(driver, pipe, program, frame, next(driver.ids), deadline)
         except (PipeEnded, ProtocolError, DeadlinePassed) as end:
-            over = written = False
-            raise (yield from _ended(driver, record, program, end)) from (
-                None if isinstance(end, DeadlinePassed) else end
-            )
+            error = yield from _ended(driver, record, program, end)
+            over = False
+            raise error from (None if isinstance(end, DeadlinePassed) else end)
         over = False
         driver.step(c.RunEnded(lease_id, "ok" if response.success else "failed"))
         return response

@@ -42,7 +42,8 @@ def drive(driver: Driver, steps: Steps[T]) -> T:
         return value
     finally:
         if main:
-            guard.leave(held)
+            guard.depth -= 1
+            guard.left(held)
 
 
 def _poll(pipe: Any, deadline: float) -> bool:

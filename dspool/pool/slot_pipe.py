@@ -98,6 +98,7 @@ class SlotPipe:
         except BlockingIOError:
             pass
         except OSError as error:
+            _raise_if_foreign(error)
             return f"its pipe is broken: {error.strerror}", True
         return (
             (f"its pipe holds {held} bytes or more that nobody asked for", False)
@@ -147,6 +148,7 @@ class SlotPipe:
         except BlockingIOError:
             sent = 0
         except OSError as error:
+            _raise_if_foreign(error)
             raise PipeEnded(never_ran=True) from error
         if sent == len(frame):
             return True
@@ -167,6 +169,7 @@ class SlotPipe:
         except BlockingIOError:
             return False
         except OSError as error:
+            _raise_if_foreign(error)
             raise PipeEnded(never_ran=True) from error
         if self._unsent:
             return False
@@ -188,6 +191,7 @@ class SlotPipe:
             except BlockingIOError:
                 return None
             except OSError as error:
+                _raise_if_foreign(error)
                 raise PipeEnded(never_ran=not decoder.buffered and error.errno == errno.ECONNRESET) from error
             if count == 0:
                 decoder.finish()
@@ -207,3 +211,14 @@ class SlotPipe:
         if self.reader is not None:
             self.reader.close()
         self.sock.close()
+
+
+def _raise_if_foreign(error: OSError) -> None:
+    """Let an error through that the system didn't raise.
+
+    The race: 1. send() has sent the request; 2. before it returns, a handler of SIGALRM raises TimeoutError, which is
+    an OSError; 3. taken for a pipe that ended, the request would be sent once more to another worker. Only the system's
+    errors have a number.
+    """
+    if error.errno is None:
+        raise error

@@ -122,8 +122,47 @@ class ForkedChild:
         await self._asked.ended.wait()
 
     def reap(self) -> ExitStatus:
-        """What the template said, if it did."""
-        return self._asked.status
+        """What the template said; where it can't say any more, do its work as far as that is possible from here.
+
+        1. The template died, or is stopped. 2. The worker dies by itself, and nobody has killed its group: what it had
+        started would live on. The number is safe to signal while the worker is a zombie, or else while no process has
+        it: then the group itself holds it, or there is none.
+        """
+        status = self._asked.status
+        if status.known or self.pid is None:
+            return status
+        if self._holds_its_number():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        return self._collect(self.pid)
+
+    def _holds_its_number(self) -> bool:
+        """Whether a group of the worker's number can only be the worker's."""
+        try:
+            signal.pidfd_send_signal(self.exit_fd, 0)
+        except OSError:
+            try:
+                os.kill(self.pid or 0, 0)
+            except ProcessLookupError:
+                return True
+            except OSError:
+                return False
+            return False
+        return True
+
+    def _collect(self, pid: int) -> ExitStatus:
+        """Its status, where the template's death made it this process's child: as process 1 of a container, say."""
+        try:
+            if os.waitid(os.P_PIDFD, self.exit_fd, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+                return UNKNOWN_STATUS
+            _, status, usage = os.wait4(pid, os.WNOHANG)
+        except OSError:
+            return UNKNOWN_STATUS
+        code = os.waitstatus_to_exitcode(status)
+        peak = usage.ru_maxrss * 1024
+        if code < 0:
+            return ExitStatus(signal=-code, known=True, peak_rss_bytes=peak)
+        return ExitStatus(code=code, known=True, peak_rss_bytes=peak)
 
 
 class Template:
@@ -378,6 +417,7 @@ class Template:
             asked.resolve(answer)
         elif isinstance(answer, tuple):
             forked.close_fd(answer[1])
+        self._end_if_childless()
 
     def _end_if_childless(self) -> None:
         if self._retired and not self._asked:

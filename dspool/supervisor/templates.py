@@ -97,8 +97,10 @@ class TemplateLauncher(Launcher):
         """Fork one worker, or spawn it where its kind must not be forked; see Launcher.launch."""
         key = (tuple(sorted(request.env.items())), request.preload)
         kind = self._kinds.setdefault(key, _Kind())
+        # Not what it is later: renewed faster than a template starts, no worker would ever be launched.
+        wanted = self._generation
         for _ in range(TRIES):
-            template = await self._template(kind, request)
+            template = await self._template(kind, request, wanted)
             if template is None:
                 return await self._spawn.launch(request)
             try:
@@ -130,9 +132,9 @@ class TemplateLauncher(Launcher):
                 for template in list(self._templates):
                     await template.gone.wait()
 
-    async def _template(self, kind: _Kind, request: LaunchRequest) -> Template | None:
-        """The template to fork from; waits for it. None where this kind is spawned."""
-        while kind.generation != self._generation or not (kind.unsafe or (kind.template and kind.template.usable)):
+    async def _template(self, kind: _Kind, request: LaunchRequest, wanted: int) -> Template | None:
+        """The template to fork from, of this generation or later; waits for it. None where this kind is spawned."""
+        while kind.generation < wanted or not (kind.unsafe or (kind.template and kind.template.usable)):
             if kind.starting is None or kind.starting[0].gone.is_set():
                 kind.starting = (self._start(request), self._generation)
             starting, generation = kind.starting

@@ -34,6 +34,13 @@ def own_stdio() -> None:
     sys.stderr = sys.__stderr__ = open_outlet(2)  # type: ignore[misc]
 
 
+def fill_stdio() -> None:
+    """Open what is closed of 0, 1 and 2, else the next descriptors would get these numbers: a worker's own pipes."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
 def open_outlet(fd: int) -> io.TextIOWrapper:
     """A text stream on `fd` for programs to print to."""
     raw = io.BufferedWriter(_Outlet(fd, "wb", closefd=False))

@@ -58,7 +58,7 @@ from dspool.worker.boot import Worker, read_config, set_sys_path
 from dspool.worker.failures import Secrets, describe
 from dspool.worker.fork_rules import broken_rule
 from dspool.worker.lifeline import adopt_orphans, begin_child, reset_signals
-from dspool.worker.stdio import flush_stdio, own_stdio
+from dspool.worker.stdio import fill_stdio, flush_stdio, own_stdio
 
 _STDIO = (0, 1, 2)
 
@@ -100,12 +100,20 @@ class Template:
     # Preparing
 
     def _prepare(self, wanted: Prepare) -> None:
+        template = os.getpid()
         try:
             prepare(wanted)
         except BaseException as error:
+            if os.getpid() != template:
+                os._exit(1)
             self._send(Unprepared(describe(error, "boot_error", Secrets.of_environment())))
             flush_stdio()
             os._exit(EXIT_BOOT_ERROR)
+        if os.getpid() != template:  # forked by a preload module, and come back from there: two would answer as one
+            flush_stdio()
+            os._exit(0)
+        fill_stdio()
+        signal.setitimer(signal.ITIMER_REAL, 0)  # of a time limit around an import; its end would be the template's
         self._helpers = _children()
         self._secrets = Secrets.of_environment()
         reset_signals(signal.valid_signals())  # a preload module may have set some

@@ -18,6 +18,7 @@ import pytest
 
 from dspool.supervisor.launch import LaunchRequest
 from dspool.supervisor.life import WorkerProcess
+from dspool.supervisor.template import Template
 from dspool.supervisor.templates import TemplateLauncher
 from tests.integration.supervisor.conftest import open_fds
 from tests.integration.supervisor.harness import PATIENCE_S, ROOT, Lab, dead, lab, one_backend
@@ -221,3 +222,18 @@ async def test_a_launcher_that_does_not_serve_launches_nothing() -> None:
     with pytest.raises(Exception, match="the pool is closing"):
         await launcher().launch(request)
     await launcher().aclose()
+
+
+async def test_a_launch_ends_though_renewals_come_faster_than_a_template_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    renewed = launcher()
+
+    class RenewedAsItStarts(Template):
+        async def live(self) -> None:
+            renewed.renew()
+            await super().live()
+
+    monkeypatch.setattr("dspool.supervisor.templates.Template", RenewedAsItStarts)
+    async with lab(renewed) as tests:
+        assert (await tests.ready()).start_method == "template"
