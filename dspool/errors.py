@@ -162,7 +162,8 @@ class CallTimeout(WorkerError, TimeoutError):
 class ProgramError(DspoolError):
     """The program, or its LM, failed. The worker is healthy and lent to others again.
 
-    The remote exception's class is not rebuilt here: its name is in `type`, its bases in `mro`.
+    The remote exception's class is not rebuilt here: its name is in `type`, its bases in `mro`. Its traceback is shown
+    wherever this error's own is, as a note.
 
     Attributes:
         code: what went wrong, as a word: "program_error" (it raised), "invalid_args", "encode_error" (its result can't
@@ -198,6 +199,8 @@ class ProgramError(DspoolError):
         self.status = status
         self.retry_after_s = retry_after_s
         self.details: dict[str, Any] = dict(details or {})
+        if remote_traceback:
+            self.add_note(f"In the worker:\n{remote_traceback.rstrip()}")
 
 
 class ProtocolError(DspoolError):

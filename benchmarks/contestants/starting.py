@@ -1,4 +1,4 @@
-"""One start from nothing, in a process of its own: `python -m benchmarks.contestants.starting WHO WORKERS [--litellm]`.
+"""One start from nothing, in a process of its own: `python -m benchmarks.contestants.start WHO WORKERS [--litellm]`.
 
 A process of its own, because what makes a start fast (a fork server, a template, warm imports) would otherwise be there
 already for the next one. It prints one JSON object: `ready_s` from the first line of the opening until all workers held
@@ -38,8 +38,8 @@ def _with_initializer(name: str, modules: tuple[str, ...], **options: Any) -> Op
 
 
 def _from_forkserver(name: str, modules: tuple[str, ...]) -> Opening:
-    """The standard library's own template: a server that has imported the modules and forks."""
-    multiprocessing.set_forkserver_preload(list(modules))
+    """The standard library's own template: a server that has imported what the workers need, and forks."""
+    multiprocessing.set_forkserver_preload(["__main__", __name__, "benchmarks.contestants.programs", *modules])
     return _with_initializer(name, modules, method="forkserver")
 
 
@@ -73,7 +73,3 @@ def main(who: str, workers: int, litellm: bool) -> None:
         private, proportional = memory_mb(pids)
         found = {"ready_s": ready - began, "private_mb": private, "proportional_mb": proportional}
     click.echo(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()

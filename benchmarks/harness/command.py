@@ -203,6 +203,8 @@ def _report(benchmark: Benchmark, scale: Scale, found: dict[str, list[Any]], fol
     goals = benchmark.goals(rows)
     headings = {"goal": "goal", "wanted": "wanted", "measured": "measured", "against": "against", "verdict": ""}
     click.echo(f"\ngoals\n{table([goal.row() for goal in goals], headings)}")
+    if scale != "full":
+        click.echo("These few samples say whether something is broken; whether a goal is met takes a full, quiet run.")
     for note in found["notes"]:
         click.echo(f"note: {note}")
     result = {

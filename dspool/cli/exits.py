@@ -92,6 +92,8 @@ def explain(error: BaseException, *, with_traceback: bool = False) -> str:
             told += " (--traceback shows where)"
     elif isinstance(error, errors.DspoolError):
         told = f"{kind}: {told}"
+        if not with_traceback and getattr(error, "remote_traceback", None):
+            told += " (--traceback shows where)"
     paragraph = f"dspool: {told}"
     if not with_traceback:
         return paragraph
@@ -103,6 +105,5 @@ def explain(error: BaseException, *, with_traceback: bool = False) -> str:
 
 
 def _without_traceback(message: str) -> str:
-    """A message that brings the worker's traceback along, or names where it is, as a person at a terminal needs it."""
-    message = message.replace("(remote_traceback has the traceback)", "(--traceback shows where)")
+    """A message that brings the worker's traceback along, as a person at a terminal needs it."""
     return re.split(r"\s*(?:In the worker:\s*)?Traceback \(most recent call last\)", message, maxsplit=1)[0]

@@ -199,4 +199,6 @@ def error_record(error: Exception) -> dict[str, Any]:
         value = getattr(error, name, None)
         if value is not None:
             told[name] = value
+    if trace := getattr(error, "remote_traceback", None):
+        told["traceback"] = trace
     return told

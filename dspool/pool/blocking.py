@@ -313,7 +313,8 @@ class Pool(PoolFront):
             try:
                 lease = Lease(self, driver, record, pipe)
             except BaseException:  # a signal handler's: nobody else would ever close it
-                path.end(driver, record, pipe, KEEP)
+                path.end(driver, record, KEEP)
+                pipe.let_go()
                 raise
             return lease
         finally:

@@ -100,8 +100,10 @@ def _suits(driver: Driver, lease: LeaseRecord, pipe: SlotPipe) -> Steps[bool]:
         driver.step(c.CheckoutVerdict(lease_id, Remove(trouble[0]), died=trouble[1]))
         return False
     if lease.state is LeaseState.CHECKING:
-        verdict = yield from _ask_hook(driver, lease)
-        if time.monotonic() >= lease.deadline:
+        now_or_never = lease.deadline <= lease.granted_at  # and it was now: there is nothing left to be late for
+        limit = c.INFINITY if now_or_never else lease.deadline
+        verdict = yield from _ask_hook(driver, lease, limit)
+        if time.monotonic() >= limit:
             raise _queue_timeout(driver, lease)
         driver.step(c.CheckoutVerdict(lease_id, verdict))
         return isinstance(verdict, Keep) and lease.is_granted and lease.worker_id == worker_id
@@ -123,10 +125,9 @@ def checkout(driver: Driver, request: c.Checkout, warm: str | None) -> Steps[tup
             driver.step(c.Cancel(request.lease_id, written=False))
 
 
-def end(driver: Driver, record: LeaseRecord, pipe: SlotPipe, verdict: Verdict) -> None:
-    """Check a kept lease in."""
+def end(driver: Driver, record: LeaseRecord, verdict: Verdict) -> None:
+    """Check a kept lease in. Its pipe is for the holder to let go of."""
     driver.step(c.Checkin(record.lease_id, "none", verdict))
-    pipe.let_go()
 
 
 def interrupt(driver: Driver, record: LeaseRecord) -> None:
@@ -135,7 +136,7 @@ def interrupt(driver: Driver, record: LeaseRecord) -> None:
     driver.step(c.Checkin(record.lease_id, "none", verdict, "cancelled"))
 
 
-def _ask_hook(driver: Driver, lease: LeaseRecord) -> Steps[Verdict]:
+def _ask_hook(driver: Driver, lease: LeaseRecord, limit: float) -> Steps[Verdict]:
     """The user's check hook, in the caller. Whatever goes wrong in it means REMOVE, with the reason."""
     check = driver.options.check
     assert check is not None
@@ -153,7 +154,7 @@ def _ask_hook(driver: Driver, lease: LeaseRecord) -> Steps[Verdict]:
     if worker is None:
         return Remove("its process is gone")
     try:
-        verdict = yield (HOOK, lambda: check(worker, request), lease.deadline)
+        verdict = yield (HOOK, lambda: check(worker, request), limit)
     except Exception as error:
         driver.report("hook.failed", hook="check", worker_id=lease.worker_id, error=repr(error), traceback=format_exc())
         return Remove(f"the check hook raised {type(error).__name__}: {error}")

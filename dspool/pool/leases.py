@@ -37,6 +37,8 @@ class _HeldSlot:
         self._driver = driver
         self._record = record
         self._pipe = pipe
+        self._pipes = [pipe]
+        """The pipe, while it is held."""
         self._verdict: Verdict = KEEP
         self._over = False
         self._running = threading.Lock()
@@ -63,10 +65,19 @@ class _HeldSlot:
             return
         self._over = True
         if self._running.acquire(blocking=False):
-            path.end(self._driver, self._record, self._pipe, self._verdict)
+            path.end(self._driver, self._record, self._verdict)
+            self._free_pipe()
             self._running.release()
         else:
             path.interrupt(self._driver, self._record)
+
+    def _free_pipe(self) -> None:
+        """Let go of the pipe, once, whoever comes first: the run that ends, or who closes the lease."""
+        try:
+            pipe = self._pipes.pop()
+        except IndexError:
+            return
+        pipe.let_go()
 
     def _steps(
         self, program: Any, inputs: Mapping[str, Any], timeout_s: Timeout, lm: Any
@@ -86,10 +97,12 @@ class _HeldSlot:
         try:
             response = yield from path.run_in(self._driver, self._record, self._pipe, program, frame, deadline)
         finally:
+            self._running.release()
+            # Looked at after the release: whoever closes the lease meanwhile either finds the run over, and frees the
+            # pipe, or has closed the record by now.
             if self._record.state is LeaseState.CLOSED:
                 self._over = True
-                self._pipe.let_go()
-            self._running.release()
+                self._free_pipe()
         return program, response
 
     def _result(self, done: tuple[Program, Response]) -> Any:

@@ -125,7 +125,7 @@ def _cause(info: ErrorInfo) -> str:
 def _failed(info: ErrorInfo) -> str:
     if "No LM is loaded" in info.message:  # DSPy's advice, dspy.configure, is not what helps in a pool
         return "found no LM. Pass lm= to the pool or to the call, or call it inside dspy.context(lm=...)"
-    return f"raised {_cause(info)}" + (" (remote_traceback has the traceback)" if info.traceback else "")
+    return f"raised {_cause(info)}"
 
 
 def _invalid_args(info: ErrorInfo) -> str:
@@ -158,7 +158,7 @@ def _parse_error(info: ErrorInfo) -> str:
 
 
 def _load_error(info: ErrorInfo) -> str:
-    return f"can't be loaded in the worker, and was not run: {_cause(info)} (remote_traceback has the traceback)"
+    return f"can't be loaded in the worker, and was not run: {_cause(info)}"
 
 
 def _encode_error(info: ErrorInfo) -> str:

@@ -75,8 +75,8 @@ class AnyioWaits:
         return _in_time(anyio.wait_readable, pipe, deadline)
 
     def write(self, pipe: SlotPipe, deadline: float) -> Awaitable[bool]:
-        """Until the pipe can be written; a worker that ends makes it writable too."""
-        return _in_time(anyio.wait_writable, pipe, deadline)
+        """Until the pipe can be written or read: a worker that answers too early, or ends, makes it readable."""
+        return _in_time(_wait_ready, pipe, deadline)
 
     async def grant(self, lease_id: int, deadline: float) -> bool:
         """Until the lease is granted or refused."""
@@ -110,6 +110,9 @@ class AsyncioWaits(AnyioWaits):
 
     def read(self, pipe: SlotPipe, deadline: float) -> Awaitable[bool]:
         """Until the pipe can be read."""
+        return self._reading(pipe, deadline)
+
+    def _reading(self, pipe: SlotPipe, deadline: float) -> asyncio.Future[bool]:
         reader = pipe.reader
         if reader is None:
             reader = pipe.reader = Reader(self.loop, pipe.sock.fileno())
@@ -117,12 +120,12 @@ class AsyncioWaits(AnyioWaits):
         return future
 
     async def write(self, pipe: SlotPipe, deadline: float) -> bool:
-        """Until the pipe can be written; a worker that ends makes it writable too."""
-        future: asyncio.Future[bool] = self.loop.create_future()
+        """Until the pipe can be written or read: a worker that answers too early, or ends, makes it readable."""
+        reading = self._reading(pipe, deadline)
         fd = pipe.sock.fileno()
-        self.loop.add_writer(fd, _resolve, future)
+        self.loop.add_writer(fd, _resolve, reading)
         try:
-            return await self._until(future, deadline)
+            return await reading
         finally:
             self.loop.remove_writer(fd)
 
@@ -161,15 +164,26 @@ class AsyncioWaits(AnyioWaits):
 class ThreadWaits(AsyncioWaits):
     """On a loop beside a blocking pool: a slot's pipe is somebody else's before and after, so nothing stays."""
 
-    async def read(self, pipe: SlotPipe, deadline: float) -> bool:
+    def read(self, pipe: SlotPipe, deadline: float) -> Awaitable[bool]:
         """Until the pipe can be read."""
+        return self._ready(pipe, deadline, writing=False)
+
+    async def write(self, pipe: SlotPipe, deadline: float) -> bool:
+        """Until the pipe can be written or read."""
+        return await self._ready(pipe, deadline, writing=True)
+
+    async def _ready(self, pipe: SlotPipe, deadline: float, *, writing: bool) -> bool:
         future: asyncio.Future[bool] = self.loop.create_future()
         fd = pipe.sock.fileno()
         self.loop.add_reader(fd, _resolve, future)
+        if writing:
+            self.loop.add_writer(fd, _resolve, future)
         try:
             return await self._until(future, deadline)
         finally:
             self.loop.remove_reader(fd)
+            if writing:
+                self.loop.remove_writer(fd)
 
     async def report(self, worker_id: int, deadline: float) -> bool:
         """Until the worker's exit report is there; it is brought by another thread.
@@ -295,6 +309,17 @@ class TrioWaits(AnyioWaits):
             return not scope.cancelled_caught
         finally:
             self.driver.sleep_no_more(lease_id)
+
+
+async def _wait_ready(sock: Any) -> None:
+    async with anyio.create_task_group() as tasks:
+
+        async def first(wait: Callable[[Any], Awaitable[None]]) -> None:
+            await wait(sock)
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(first, anyio.wait_readable)
+        tasks.start_soon(first, anyio.wait_writable)
 
 
 async def _in_time(wait: Callable[[Any], Awaitable[None]], pipe: SlotPipe, deadline: float) -> bool:

@@ -129,6 +129,15 @@ async def test_timeout_0_means_now_or_never(world: World) -> None:
 
 
 @pytest.mark.narrow
+async def test_now_or_never_leaves_a_hook_its_time(world: World) -> None:
+    async with world.pool(check=lambda worker, request: dspool.KEEP) as pool, await pool.checkout(timeout_s=0) as lease:
+        assert await lease.run(value=1) == 1
+    async with world.pool(check=lambda worker, request: dspool.Skip("no")) as pool:
+        with pytest.raises((dspool.CheckoutSkipped, dspool.QueueTimeout)):
+            await pool.checkout(timeout_s=0)
+
+
+@pytest.mark.narrow
 async def test_queue_timeout_s_bounds_the_queue_alone(world: World) -> None:
     gate = world.gate()
     async with world.pool(queue_timeout_s=0.02) as pool, beside() as calls:

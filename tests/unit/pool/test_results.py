@@ -4,6 +4,7 @@ import datetime
 import enum
 import subprocess
 import sys
+import traceback
 import types
 from typing import Any, Literal
 
@@ -199,12 +200,11 @@ def test_an_error_carries_everything_that_came() -> None:
         details={"a": 1},
     )
     error = error_of(info)
-    assert str(error) == (
-        "pool 'unit', worker 7: question -> answer raised app.Oops: bad (remote_traceback has the traceback)"
-    )
+    assert str(error) == ("pool 'unit', worker 7: question -> answer raised app.Oops: bad")
     assert (error.code, error.type, error.mro) == ("program_error", "app.Oops", ("app.Oops", "builtins.ValueError"))
     assert (error.remote_traceback, error.retryable, error.status) == ("Traceback ...", True, 503)
     assert (error.retry_after_s, error.details) == (1.5, {"a": 1})
+    assert "".join(traceback.format_exception(error)).endswith("In the worker:\nTraceback ...\n")
     assert error_of(info) is not error
 
 
@@ -246,7 +246,7 @@ INPUTS = {"expected": ["question", "context"], "missing": ["context"], "unknown"
         ),
         (
             ErrorInfo("load_error", message="no app", type="builtins.ImportError"),
-            "can't be loaded in the worker, and was not run: ImportError: no app (remote_traceback has the traceback)",
+            "can't be loaded in the worker, and was not run: ImportError: no app",
         ),
         (
             ErrorInfo("encode_error", message="the result can't be sent: value['a'] is a lock"),
