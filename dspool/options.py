@@ -151,8 +151,8 @@ class PoolOptions:
             that workers are forked from, so they must start no thread and open no connection; where one does, workers
             are spawned and `stats().start_method_reason` says what it did.
         warm: programs a worker loads before it is ready.
-        lm: the pool's LM: "provider/model", a dict of dspy.LM's arguments with "model", or a dspy.LM. Without one a call
-            uses the LM that dspy.configure or dspy.context gave its caller.
+        lm: the pool's LM: "provider/model", a dict of dspy.LM's arguments with "model", or a dspy.LM. None: calls use
+            the LM that dspy.configure or dspy.context gave their caller.
         adapter: the pool's DSPy adapter: "chat", "json" or "xml", or an Adapter instance.
         env: variables added to the workers' environment; None as a value removes one.
         check: hook(worker, request) -> KEEP | Remove(...) | Skip(...), called in the caller before each call is sent.
