@@ -103,8 +103,8 @@ def broken(groups: Sequence[Group], options: PoolOptions) -> Refusal:
     names = ", ".join(sorted(group.name for group in groups))
     message = (
         f"has no worker left in group {names}, and starts are stopped after more than {options.max_restarts} failures "
-        f"within {options.restart_window_s:g} s{last}; mend the cause, then reload(), or wait: one worker is tried every "
-        f"{max(group.breaker.cooldown_s for group in groups):g} s"
+        f"within {options.restart_window_s:g} s{last}; mend the cause, then reload(), or wait: one worker is tried "
+        f"every {max(group.breaker.cooldown_s for group in groups):g} s"
     )
     return Refusal("PoolBroken", message, reports=reports)
 
