@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from dspool.options import WorkerGroup
-from dspool.pool.core.commands import Checkin, Checkout, Grant, Pause, Reject, Resize, Resume, Spawn
+from dspool.pool.core.commands import AT_ONCE, Checkin, Checkout, Grant, Pause, Reject, Resize, Resume, Spawn
 from tests.unit.core.world import World, of
 
 pytestmark = pytest.mark.unit
@@ -128,6 +128,17 @@ def test_a_timeout_of_0_is_now_or_never() -> None:
     assert world.refused(2) == "QueueTimeout"
     assert world.core.counters.queue_timeouts == 1
     assert world.core.counters.rejected == {}
+
+
+def test_now_or_never_is_decided_in_the_step_of_the_checkout_whenever_that_is() -> None:
+    world = World.ready(1)
+    world.now = 5
+    granted, late = world.checkout(deadline=AT_ONCE), world.checkout(deadline=AT_ONCE)
+    assert world.core.leases[granted].is_granted
+    assert world.core.leases[granted].deadline == 5
+    refusal = world.core.leases[late].refusal
+    assert refusal is not None
+    assert refusal.code == "QueueTimeout"
 
 
 def test_a_call_whose_deadline_is_past_gets_no_worker_even_if_one_is_idle() -> None:
