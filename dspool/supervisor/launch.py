@@ -105,6 +105,10 @@ class Launcher(Protocol):
         """Give back what the launcher itself holds. Processes it started are not its business."""
         return
 
+    def end_without_loop(self) -> None:
+        """In place of aclose(), where the event loop was closed while serve() ran. Any thread may call it."""
+        return
+
 
 def worker_environment(*layers: Mapping[str, str | None]) -> dict[str, str]:
     """A worker's environment: the defaults, the manager's, then the layers; None as a value removes a variable."""

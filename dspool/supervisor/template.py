@@ -50,7 +50,7 @@ from dspool.supervisor.faults import faults_logged, log_fault
 from dspool.supervisor.launch import LaunchRequest, start_failure, start_process, worker_environment
 from dspool.supervisor.listener import Listener
 from dspool.supervisor.output import WorkerOutput
-from dspool.supervisor.process import UNKNOWN_STATUS, ExitStatus, ProcessHandle
+from dspool.supervisor.process import UNKNOWN_STATUS, ExitStatus, ProcessHandle, tell_loop
 from dspool.supervisor.starting import start_soon
 
 TEMPLATE_COMMAND = ("-P", "-m", "dspool.worker.template")
@@ -263,6 +263,12 @@ class Template:
         self._expected = True
         self._scope.cancel()
 
+    def end_without_loop(self) -> None:
+        """In place of the rest of live(), where its event loop was closed in the middle: kill it, blocking shortly."""
+        self._expected = True
+        with contextlib.suppress(RuntimeError):  # whoever waits can't be woken: their loop is closed
+            self._bury()
+
     def _start(self) -> None:
         request = self._request
         with pipe_ends(0, socket.SOCK_SEQPACKET) as (ours, theirs):
@@ -426,7 +432,9 @@ class Template:
     # --- its end
 
     def _bury(self) -> None:
-        """Take what is left of it, close everything, tell whoever waits."""
+        """Take what is left of it, close everything, tell whoever waits. Nothing happens the second time."""
+        if self._phase is Phase.GONE:
+            return
         was_ready, self._phase = self._phase is Phase.READY, Phase.GONE
         how, last_words = "it could not be started", ""
         if self._handle is not None:
@@ -458,7 +466,7 @@ class Template:
         self._output.drain_rest()
         last_words = handle.read_dump() or self._output.tail()
         status = handle.launched.reap() if dead else UNKNOWN_STATUS
-        anyio.notify_closing(self._control)
+        tell_loop(self._control)
         self._control.close()
         handle.close(slots=True)
         return describe(status), last_words

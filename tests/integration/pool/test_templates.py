@@ -603,3 +603,43 @@ def test_a_reload_gives_a_preload_that_broke_a_rule_another_chance(
     stats = pool.stats()
     assert (stats.start_method, stats.start_method_reason) == ("template", "")
     assert pool.run(version, {}) == 2
+
+
+# --- event loops ----------------------------------------------------------------------------------------------------
+
+
+CLOSED_LOOP = """
+import asyncio, gc, json, os, psutil, sys, warnings
+import dspool
+{preload}
+
+async def main():
+    pool = await dspool.AsyncPool(workers=2, **options).open()
+    while not (templates := [child.pid for child in psutil.Process().children()]):
+        await asyncio.sleep(0)
+    return pool, [*templates, *(worker.pid for worker in await pool.workers() if worker.pid)]
+
+warnings.simplefilter("ignore")
+fds = set(os.listdir("/proc/self/fd"))
+loop = asyncio.new_event_loop()
+pool, pids = loop.run_until_complete(main())
+loop.close()
+del pool
+gc.collect()
+print(json.dumps([pids, sorted(set(os.listdir("/proc/self/fd")) - fds)]), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("starting", [False, True], ids=["ready", "starting"])
+def test_an_event_loop_closed_under_a_pool_leaves_no_template_and_no_descriptor(
+    script: RunScript, all_end: Callable[[list[int]], None], tmp_path: Path, starting: bool
+) -> None:
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(600)\n")
+    options = {"preload": "slow", "min_ready": 0} if starting else {}
+    running = script(CLOSED_LOOP.replace("{preload}", f"options = {options}"))
+    pids, left = running.line()
+    all_end(pids)  # while the manager lives on
+    assert left == []
+    assert running.end() == 0
+    assert running.errors() == ""
