@@ -122,7 +122,13 @@ class Template:
         adopt_orphans()
         gc.collect()
         gc.freeze()
-        self._send(Prepared(_no_pidfds() or broken_rule({*self._own_fds, *_STDIO}) or ""))
+        self._send(Prepared(_no_pidfds() or self._broken_rule_at_first() or ""))
+
+    def _broken_rule_at_first(self) -> str | None:
+        try:
+            return broken_rule({*self._own_fds, *_STDIO})
+        except OSError as error:
+            return f"it can't be known whether it may be forked: {error}"
 
     # Serving
 
@@ -161,7 +167,11 @@ class Template:
 
     def _fork(self, fork_id: int, fds: list[int]) -> bool:
         """Fork, and say how that went. Whether this is the worker now."""
-        unsafe = broken_rule({*self._own_fds, *_STDIO, *fds})
+        try:
+            unsafe = broken_rule({*self._own_fds, *_STDIO, *fds})
+        except OSError as error:  # it passes, so this is no reason to spawn from now on
+            self._send(Refused(fork_id, errno=error.errno or errno.EMFILE))
+            return False
         if unsafe is not None:
             self._send(Refused(fork_id, unsafe=unsafe))
             return False

@@ -217,6 +217,26 @@ async def test_running_out_of_descriptors_anywhere_in_a_fork_leaks_none_and_pass
         await tests.ready()
 
 
+@one_backend
+async def test_a_template_that_is_out_of_descriptors_for_a_while_is_forked_from_again() -> None:
+    async with lab(launcher(), slots=2) as tests:
+        template = template_of(await tests.ready())
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for limit in reversed(range(16)):
+            resource.prlimit(template, resource.RLIMIT_NOFILE, (limit, limits[1]))
+            worker_id = tests.start()
+            if await ends(tests, worker_id):
+                report = await tests.exited(worker_id)
+                assert report.reason == "boot_error"
+                assert report.detail.startswith("no file descriptor left (Too many open files)"), limit
+            if limit < 2:  # poll() itself refuses to wait for two: it dies of that, and another one is started
+                await dead(template)
+                template = template_of(await tests.ready())
+            resource.prlimit(template, resource.RLIMIT_NOFILE, limits)
+            assert template_of(await tests.ready()) == template
+        assert not tests.recorder.of("start_method")
+
+
 async def test_a_launcher_that_does_not_serve_launches_nothing() -> None:
     request = LaunchRequest(worker_id=1, pool="p", slots=1, python=sys.executable, env={})
     with pytest.raises(Exception, match="the pool is closing"):
