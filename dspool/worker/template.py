@@ -57,7 +57,7 @@ from dspool.protocol.records import (
 from dspool.worker.boot import Worker, read_config, set_sys_path
 from dspool.worker.failures import Secrets, describe
 from dspool.worker.fork_rules import broken_rule
-from dspool.worker.lifeline import adopt_orphans, begin_child, reset_signals
+from dspool.worker.lifeline import adopt_orphans, begin_child, libc, reset_signals
 from dspool.worker.stdio import fill_stdio, flush_stdio, own_stdio
 
 _STDIO = (0, 1, 2)
@@ -112,6 +112,7 @@ class Template:
         if os.getpid() != template:  # forked by a preload module, and come back from there: two would answer as one
             flush_stdio()
             os._exit(0)
+        libc().fflush(None)  # what C code has printed: each worker's exit would print it once more
         fill_stdio()
         signal.setitimer(signal.ITIMER_REAL, 0)  # of a time limit around an import; its end would be the template's
         self._helpers = _children()

@@ -257,6 +257,17 @@ def test_what_a_preload_prints_is_not_printed_by_its_workers(make_pool: MakePool
     assert (caught.value.report.output_tail, caught.value.report.exit_code) == ("", 9)
 
 
+def test_what_c_code_of_a_preload_prints_is_not_printed_by_its_workers(
+    make_pool: MakePool, module: Module, happenings: Happenings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # it would take C's buffers away too
+    module("import ctypes\nctypes.CDLL(None).puts(b'from C')\n")
+    pool = make_pool(workers=1, preload="preloaded", on_event=happenings)
+    pool.recycle(pool.workers()[0].worker_id)
+    report = happenings.wait("worker.ended")["report"]
+    assert (report.exit_code, report.output_tail) == (0, "")
+
+
 def test_litellm_may_be_preloaded(make_pool: MakePool) -> None:
     if importlib.util.find_spec("litellm") is None:
         pytest.skip("litellm is not installed")
