@@ -185,15 +185,20 @@ class Template:
         if pid == 0:
             return True
         try:
-            pidfd = os.pidfd_open(pid)
-        except OSError as error:
+            self._send_forked(fork_id, pid)
+        except OSError as error:  # no descriptor left, or too many that are on their way
             os.kill(pid, signal.SIGKILL)  # as it isn't in the table, it is reaped without a word
             self._send(Refused(fork_id, errno=error.errno or errno.EMFILE))
             return False
         self._workers[pid] = fork_id
-        self._send(Forked(fork_id, pid), pidfd)
-        os.close(pidfd)
         return False
+
+    def _send_forked(self, fork_id: int, pid: int) -> None:
+        pidfd = os.pidfd_open(pid)
+        try:
+            self._send(Forked(fork_id, pid), pidfd)
+        finally:
+            os.close(pidfd)
 
     def _become_worker(self, fds: list[int]) -> NoReturn:
         """In the child: from here on it is a worker like any other.

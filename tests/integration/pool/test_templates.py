@@ -528,6 +528,21 @@ def test_where_the_system_refuses_a_process_starts_fail_and_recover(
     assert same_pid(pool) != worker
 
 
+def test_a_fork_whose_pidfd_cannot_be_sent_fails_alone(make_pool: MakePool, module: Module) -> None:
+    module(
+        "import __main__, errno, os\n"
+        "send = __main__.send_record\n"
+        "def refuse(sock, record, fds=()):\n"
+        "    if fds:\n"
+        "        __main__.send_record = send\n"
+        "        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))\n"
+        "    send(sock, record, fds)\n"
+        "__main__.send_record = refuse\n"
+    )
+    with pytest.raises(dspool.WorkerStartError, match="Too many references"):
+        make_pool(workers=1, preload="preloaded")
+
+
 def test_a_template_without_descriptors_says_so(make_pool: MakePool, module: Module) -> None:
     module(
         "import os, resource\n"
