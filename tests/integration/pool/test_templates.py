@@ -162,6 +162,14 @@ def test_each_environment_has_a_template_of_its_own(make_pool: MakePool, monkeyp
     assert len({psutil.Process(worker.pid).ppid() for worker in pool.workers()}) == 2
 
 
+def test_each_pool_has_a_template_of_its_own(make_pool: MakePool) -> None:
+    first, second = make_pool(workers=1), make_pool(workers=1)
+    assert template_of(first).pid != template_of(second).pid
+    first.close()
+    assert template_of(second).is_running()
+    assert same_pid(second) == second.workers()[0].pid
+
+
 def test_a_worker_may_have_as_many_slots_as_there_can_be(make_pool: MakePool) -> None:
     pool = make_pool(workers=1, slots=128)
     assert pool.workers()[0].start_method == "template"
@@ -209,9 +217,12 @@ def test_the_rules_are_looked_at_before_each_fork(make_pool: MakePool, module: M
     assert sorted(worker.start_method for worker in pool.workers()) == ["spawn", "spawn", "template"]
     # The template is kept for its one worker: it alone can say how that ends.
     [forked] = [worker for worker in pool.workers() if worker.start_method == "template"]
+    assert forked.pid is not None
+    template = psutil.Process(forked.pid).ppid()
     pool.kill(forked.worker_id)
+    wait_dead(template)
     pool.wait_ready()
-    assert {worker.start_method for worker in pool.workers()} <= {"spawn", "template"}
+    assert {worker.start_method for worker in pool.workers()} == {"spawn"}
 
 
 def test_a_preload_that_raises_fails_open_at_once_with_its_traceback(make_pool: MakePool, module: Module) -> None:
@@ -497,6 +508,30 @@ def test_nothing_is_alive_after_the_manager_is_killed_though_it_forked_a_bystand
         assert psutil.pid_exists(bystander)
     finally:
         os.kill(bystander, signal.SIGKILL)
+
+
+def test_nothing_is_alive_after_the_manager_was_killed_after_its_template(
+    script: RunScript, all_end: Callable[[list[int]], None]
+) -> None:
+    running = script(
+        "import dspool, json, os, psutil, signal, sys, threading\n"
+        "due = threading.Event()\n"
+        "hook = lambda event, fields: due.set() if event == 'worker.due' else None\n"
+        "def escape():\n"
+        "    import subprocess\n"
+        "    return subprocess.Popen(['sleep', '600']).pid\n"
+        "with dspool.Pool(workers=2, on_event=hook) as pool:\n"
+        "    pids = [worker.pid for worker in pool.workers()]\n"
+        "    pids += [pool.run(escape, {}), psutil.Process(pids[0]).ppid()]\n"
+        "    os.kill(pids[-1], signal.SIGKILL)\n"
+        "    due.wait()\n"
+        "    pids += [child.pid for child in psutil.Process().children(recursive=True)]\n"
+        "    print(json.dumps(pids), flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    pids = running.line()
+    running.process.kill()
+    all_end(pids)
 
 
 # --- what the system refuses ----------------------------------------------------------------------------------------
