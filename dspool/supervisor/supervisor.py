@@ -190,4 +190,4 @@ class Supervisor:
         for worker in list(self._workers.values()):
             worker.never_lived()
         self._workers.clear()
-        await self._launcher.aclose()
+        await self._launcher.aclose(deadline)
