@@ -44,9 +44,10 @@ def guard_socket(sock: socket.socket) -> socket.socket:
 
 
 def close_fd(fd: int) -> None:
-    """Close a registered descriptor."""
-    _fds.discard(fd)
-    os.close(fd)
+    """Close a registered descriptor. A fork between the two steps would keep an unregistered one: it is held back."""
+    with _lock:
+        _fds.discard(fd)
+        os.close(fd)
 
 
 def _before_fork() -> None:

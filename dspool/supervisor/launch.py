@@ -101,8 +101,16 @@ class Launcher(Protocol):
         """Let no worker that is launched from now on rest on what was imported before. Never blocks."""
         return
 
-    async def aclose(self) -> None:
-        """Give back what the launcher itself holds. Processes it started are not its business."""
+    async def aclose(self, deadline: float) -> None:
+        """Give back what the launcher itself holds. Workers that it started are not its business.
+
+        Args:
+            deadline: monotonic; what resists is killed then.
+        """
+        return
+
+    def end_without_loop(self) -> None:
+        """In place of aclose(), where the event loop was closed while serve() ran. Any thread may call it."""
         return
 
 

@@ -113,6 +113,7 @@ class Supervisor:
         for worker in list(self._workers.values()):
             worker.end_without_loop()
         self._workers.clear()
+        self._launcher.end_without_loop()
 
     def start(self, worker_id: int, group: WorkerGroup) -> None:
         """Start a worker: worker_ready or worker_exited will follow. Only while run() runs.
@@ -189,4 +190,4 @@ class Supervisor:
         for worker in list(self._workers.values()):
             worker.never_lived()
         self._workers.clear()
-        await self._launcher.aclose()
+        await self._launcher.aclose(deadline)

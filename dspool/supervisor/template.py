@@ -2,6 +2,13 @@
 
     STARTING ──▶ READY ──▶ GONE         a start that fails goes from STARTING to GONE
 
+It is `usable`, may be asked for workers, while it is READY and none of these holds:
+
+    unsafe          it must not be forked
+    _retired        another one has taken its place; it ends with its last worker
+    _expected       its end was ordered
+    _unreachable    it doesn't answer, or nothing can be sent to it; its death is about to be seen
+
 Rules:
     1. live() is the template's one task, and ends when the process is dead, or abandon() was called. Nothing of it is
        open then; whoever waits for an answer of it has been told, and each of its workers that lives is due.
@@ -50,7 +57,7 @@ from dspool.supervisor.faults import faults_logged, log_fault
 from dspool.supervisor.launch import LaunchRequest, start_failure, start_process, worker_environment
 from dspool.supervisor.listener import Listener
 from dspool.supervisor.output import WorkerOutput
-from dspool.supervisor.process import UNKNOWN_STATUS, ExitStatus, ProcessHandle
+from dspool.supervisor.process import UNKNOWN_STATUS, ExitStatus, ProcessHandle, tell_loop
 from dspool.supervisor.starting import start_soon
 
 TEMPLATE_COMMAND = ("-P", "-m", "dspool.worker.template")
@@ -84,6 +91,7 @@ class _Asked:
         answered: set with it.
         status: how the worker ended.
         ended: set with it, or when nobody will ever know.
+        given_up: whether nobody wants the worker any more.
     """
 
     def __init__(self, worker_id: int) -> None:
@@ -96,8 +104,17 @@ class _Asked:
 
     def resolve(self, answer: tuple[int, int] | Exception) -> None:
         """The answer came."""
-        self.answer = answer
-        self.answered.set()
+        if not self.given_up:
+            self.answer = answer
+            self.answered.set()
+        elif isinstance(answer, tuple):
+            forked.close_fd(answer[1])
+
+    def give_up(self) -> None:
+        """Nobody wants the worker any more: its pidfd is closed, now or when it comes."""
+        self.given_up = True
+        if isinstance(self.answer, tuple):
+            forked.close_fd(self.answer[1])
 
 
 class ForkedChild:
@@ -203,7 +220,7 @@ class Template:
         self._phase = Phase.STARTING
         self._expected = False
         self._retired = False
-        self._deaf = False
+        self._unreachable = False
         self._handle: ProcessHandle | None = None
         self._control: socket.socket
         self._output: WorkerOutput
@@ -216,7 +233,7 @@ class Template:
     @property
     def usable(self) -> bool:
         """Whether it may be asked for workers."""
-        return self._phase is Phase.READY and not (self.unsafe or self._expected or self._deaf)
+        return self._phase is Phase.READY and not (self.unsafe or self._retired or self._expected or self._unreachable)
 
     # --- its life
 
@@ -263,6 +280,12 @@ class Template:
         self._expected = True
         self._scope.cancel()
 
+    def end_without_loop(self) -> None:
+        """In place of the rest of live(), where its event loop was closed in the middle: kill it, blocking shortly."""
+        self._expected = True
+        with contextlib.suppress(RuntimeError):  # whoever waits can't be woken: their loop is closed
+            self._bury()
+
     def _start(self) -> None:
         request = self._request
         with pipe_ends(0, socket.SOCK_SEQPACKET) as (ours, theirs):
@@ -296,10 +319,14 @@ class Template:
         within_s = self._start_timeout_s * START_SHARE
         with anyio.move_on_after(within_s):
             await self.settled.wait()
+        if self.settled.is_set():  # also where it was ready just as the wait ended
             return
         assert self._handle is not None
         self._handle.send_signal(DUMP_SIGNAL)
-        await anyio.sleep(DUMP_WAIT_S)
+        with anyio.move_on_after(DUMP_WAIT_S):
+            await self.settled.wait()
+        if self.settled.is_set():
+            return
         self.failure = BootFailure(
             f"the template that it is forked from is not ready within {within_s:g} s"
             f" (start_timeout_s={self._start_timeout_s:g})",
@@ -324,14 +351,12 @@ class Template:
             try:
                 await self._send(Fork(fork_id), (*theirs[:-1], *theirs.slots))
             except BaseException:
-                self._asked.pop(fork_id, None)
+                self._forget(fork_id)
                 raise
             try:
                 await self._answered(asked)
             except BaseException:
-                asked.given_up = True
-                if isinstance(asked.answer, tuple):
-                    forked.close_fd(asked.answer[1])
+                asked.give_up()
                 raise
             if isinstance(asked.answer, Exception):
                 raise asked.answer
@@ -342,10 +367,11 @@ class Template:
     async def _answered(self, asked: _Asked) -> None:
         with anyio.move_on_after(self._start_timeout_s * START_SHARE):
             await asked.answered.wait()
+        if asked.answered.is_set():  # also where the answer and the end of the wait came together
             return
         assert self._handle is not None
         self._log.error("a template doesn't answer; it is killed", waited_s=self._start_timeout_s * START_SHARE)
-        self._deaf = True
+        self._unreachable = True
         self._handle.cut_lifeline()
         raise TemplateGone
 
@@ -357,7 +383,7 @@ class Template:
                 except BlockingIOError:
                     await anyio.wait_writable(self._control)
                 except (BrokenPipeError, ConnectionResetError):
-                    self._deaf = True
+                    self._unreachable = True
                     break
         raise TemplateGone
 
@@ -398,13 +424,14 @@ class Template:
             case Refused(fork_id, unsafe, error):
                 self._answer(fork_id, Unsafe(unsafe) if unsafe else OSError(error, os.strerror(error)))
             case Exited(fork_id, code, died_of, peak_rss_kib):
-                if asked := self._asked.pop(fork_id, None):
+                if asked := self._asked.get(fork_id):
                     asked.status = ExitStatus(code=code, signal=died_of, known=True, peak_rss_bytes=peak_rss_kib * 1024)
                     asked.ended.set()
-                self._end_if_childless()
+                self._forget(fork_id)
             case Prepared(unsafe):
-                self._phase, self.unsafe = Phase.READY, unsafe
-                self.settled.set()
+                if self._phase is Phase.STARTING:  # one that is being buried stays dead, whatever it has said last
+                    self._phase, self.unsafe = Phase.READY, unsafe
+                    self.settled.set()
             case Unprepared(error):
                 self.failure = failure_of(error)
             case _:
@@ -412,11 +439,13 @@ class Template:
 
     def _answer(self, fork_id: int, answer: tuple[int, int] | Exception) -> None:
         """A fork was answered. Only workers that were forked are kept in the table."""
-        asked = self._asked[fork_id] if isinstance(answer, tuple) else self._asked.pop(fork_id)
-        if not asked.given_up:
-            asked.resolve(answer)
-        elif isinstance(answer, tuple):
-            forked.close_fd(answer[1])
+        self._asked[fork_id].resolve(answer)
+        if not isinstance(answer, tuple):
+            self._forget(fork_id)
+
+    def _forget(self, fork_id: int) -> None:
+        """There is no worker of this fork, or none any more. Who retired it may have waited for just that."""
+        self._asked.pop(fork_id, None)
         self._end_if_childless()
 
     def _end_if_childless(self) -> None:
@@ -426,7 +455,9 @@ class Template:
     # --- its end
 
     def _bury(self) -> None:
-        """Take what is left of it, close everything, tell whoever waits."""
+        """Take what is left of it, close everything, tell whoever waits. Nothing happens the second time."""
+        if self._phase is Phase.GONE:
+            return
         was_ready, self._phase = self._phase is Phase.READY, Phase.GONE
         how, last_words = "it could not be started", ""
         if self._handle is not None:
@@ -458,7 +489,7 @@ class Template:
         self._output.drain_rest()
         last_words = handle.read_dump() or self._output.tail()
         status = handle.launched.reap() if dead else UNKNOWN_STATUS
-        anyio.notify_closing(self._control)
+        tell_loop(self._control)
         self._control.close()
         handle.close(slots=True)
         return describe(status), last_words

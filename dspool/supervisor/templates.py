@@ -9,13 +9,15 @@ Rules:
     3. A template that must not be forked is no failure: the kind's workers are spawned from then on, and the listener
        is told why. renew() gives the template another chance.
     4. After renew() the first launch of a kind starts a new template. The old one forks nothing more and ends with its
-       last worker; where the new one can't be started, the old one is kept.
+       last worker; where the new one can't be started, the old one is kept. A kind that was spawned has no old one: as
+       long as its new template can't be started its launches fail, as by rule 2.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 
 import anyio
@@ -31,9 +33,11 @@ from dspool.supervisor.starting import start_soon
 from dspool.supervisor.template import TEMPLATE_COMMAND, Template, TemplateGone, Unsafe
 
 CLOSE_WAIT_S = 1.0
-"""How long templates may take to be dead; killing one takes milliseconds."""
+"""How long templates may take to end, and to be dead, if there is so much time; killing one takes milliseconds."""
+CLOSE_WAIT_MIN_S = 0.1
+"""What they get in any case: one that is well needs a few milliseconds to kill what escaped from dead workers."""
 TRIES = 3
-"""Templates that may die in a row under one launch."""
+"""Templates that may fail in a row under one launch."""
 
 
 class _Kind:
@@ -114,23 +118,35 @@ class TemplateLauncher(Launcher):
                 raise WorkerStartError(start_failure(error, request)) from error
         if kind.unsafe:
             return await self._spawn.launch(request)
-        raise WorkerStartError(f"{TRIES} templates in a row died as this worker was to be forked; see the log for how")
+        raise WorkerStartError(
+            f"{TRIES} templates in a row died, or must not be forked, as this worker was to be forked; see the log"
+        )
 
     def renew(self) -> None:
         """Start new templates with the next launches; see Launcher.renew."""
         self._generation += 1
 
-    async def aclose(self) -> None:
-        """End the templates."""
+    async def aclose(self, deadline: float) -> None:
+        """End the templates, more and more firmly; those that live at the deadline are killed then."""
         if self._tasks is None:
             return
         self._closing.set()
-        for end in (Template.end, Template.kill, Template.abandon):
+        deadline = max(deadline, time.monotonic() + CLOSE_WAIT_MIN_S)
+        for end, share in ((Template.end, 0.5), (Template.kill, 1.0)):
             for template in list(self._templates):
                 end(template)
-            with anyio.move_on_after(CLOSE_WAIT_S):
+            with anyio.move_on_after(min(CLOSE_WAIT_S, share * (deadline - time.monotonic()))):
                 for template in list(self._templates):
                     await template.gone.wait()
+        for template in list(self._templates):
+            template.abandon()
+        # Each is dead within milliseconds, or else given up; serve() ends with the last one.
+
+    def end_without_loop(self) -> None:
+        """In place of aclose(); see Launcher.end_without_loop."""
+        for template in list(self._templates):
+            template.end_without_loop()
+        self._templates.clear()
 
     async def _template(self, kind: _Kind, request: LaunchRequest, wanted: int) -> Template | None:
         """The template to fork from, of this generation or later; waits for it. None where this kind is spawned."""
@@ -189,9 +205,9 @@ class TemplateLauncher(Launcher):
 
     def _fall_back(self, kind: _Kind, template: Template, reason: str, generation: int) -> None:
         """Spawn this kind's workers from now on."""
-        for each in {kind.template, template} - {None}:
-            assert each is not None
-            each.retire()
+        template.retire()
+        if kind.template is not None:
+            kind.template.retire()
         if kind.unsafe != reason:
             kind.unsafe = reason
             self._tell_start_method()

@@ -104,7 +104,7 @@ class FakeLauncher(Launcher):
         self.workers[request.worker_id] = worker
         return worker
 
-    async def aclose(self) -> None:
+    async def aclose(self, deadline: float = 0.0) -> None:
         """End the thread, and what is left of the workers with it."""
         loop, self._loop = self._loop, None
         if loop is not None:

@@ -25,11 +25,11 @@ def broken_rule(own_fds: Collection[int]) -> str | None:
 
     Args:
         own_fds: descriptors that its children close or take over.
+
+    Raises:
+        OSError: it can't be known now, for want of descriptors or memory, say.
     """
-    try:
-        return _broken_by_thread() or _broken_by_loop() or _broken_by_fd(own_fds)
-    except OSError as error:
-        return f"it can't be known whether it may be forked: {error}"
+    return _broken_by_thread() or _broken_by_loop() or _broken_by_fd(own_fds)
 
 
 def _broken_by_thread() -> str | None:

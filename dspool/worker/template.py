@@ -57,7 +57,7 @@ from dspool.protocol.records import (
 from dspool.worker.boot import Worker, read_config, set_sys_path
 from dspool.worker.failures import Secrets, describe
 from dspool.worker.fork_rules import broken_rule
-from dspool.worker.lifeline import adopt_orphans, begin_child, reset_signals
+from dspool.worker.lifeline import adopt_orphans, begin_child, libc, reset_signals
 from dspool.worker.stdio import fill_stdio, flush_stdio, own_stdio
 
 _STDIO = (0, 1, 2)
@@ -112,6 +112,7 @@ class Template:
         if os.getpid() != template:  # forked by a preload module, and come back from there: two would answer as one
             flush_stdio()
             os._exit(0)
+        libc().fflush(None)  # what C code has printed: each worker's exit would print it once more
         fill_stdio()
         signal.setitimer(signal.ITIMER_REAL, 0)  # of a time limit around an import; its end would be the template's
         self._helpers = _children()
@@ -122,7 +123,13 @@ class Template:
         adopt_orphans()
         gc.collect()
         gc.freeze()
-        self._send(Prepared(_no_pidfds() or broken_rule({*self._own_fds, *_STDIO}) or ""))
+        self._send(Prepared(_no_pidfds() or self._broken_rule_at_first() or ""))
+
+    def _broken_rule_at_first(self) -> str | None:
+        try:
+            return broken_rule({*self._own_fds, *_STDIO})
+        except OSError as error:
+            return f"it can't be known whether it may be forked: {error}"
 
     # Serving
 
@@ -161,7 +168,11 @@ class Template:
 
     def _fork(self, fork_id: int, fds: list[int]) -> bool:
         """Fork, and say how that went. Whether this is the worker now."""
-        unsafe = broken_rule({*self._own_fds, *_STDIO, *fds})
+        try:
+            unsafe = broken_rule({*self._own_fds, *_STDIO, *fds})
+        except OSError as error:  # it passes, so this is no reason to spawn from now on
+            self._send(Refused(fork_id, errno=error.errno or errno.EMFILE))
+            return False
         if unsafe is not None:
             self._send(Refused(fork_id, unsafe=unsafe))
             return False
@@ -174,15 +185,20 @@ class Template:
         if pid == 0:
             return True
         try:
-            pidfd = os.pidfd_open(pid)
-        except OSError as error:
+            self._send_forked(fork_id, pid)
+        except OSError as error:  # no descriptor left, or too many that are on their way
             os.kill(pid, signal.SIGKILL)  # as it isn't in the table, it is reaped without a word
             self._send(Refused(fork_id, errno=error.errno or errno.EMFILE))
             return False
         self._workers[pid] = fork_id
-        self._send(Forked(fork_id, pid), pidfd)
-        os.close(pidfd)
         return False
+
+    def _send_forked(self, fork_id: int, pid: int) -> None:
+        pidfd = os.pidfd_open(pid)
+        try:
+            self._send(Forked(fork_id, pid), pidfd)
+        finally:
+            os.close(pidfd)
 
     def _become_worker(self, fds: list[int]) -> NoReturn:
         """In the child: from here on it is a worker like any other.

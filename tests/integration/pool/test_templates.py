@@ -162,6 +162,14 @@ def test_each_environment_has_a_template_of_its_own(make_pool: MakePool, monkeyp
     assert len({psutil.Process(worker.pid).ppid() for worker in pool.workers()}) == 2
 
 
+def test_each_pool_has_a_template_of_its_own(make_pool: MakePool) -> None:
+    first, second = make_pool(workers=1), make_pool(workers=1)
+    assert template_of(first).pid != template_of(second).pid
+    first.close()
+    assert template_of(second).is_running()
+    assert same_pid(second) == second.workers()[0].pid
+
+
 def test_a_worker_may_have_as_many_slots_as_there_can_be(make_pool: MakePool) -> None:
     pool = make_pool(workers=1, slots=128)
     assert pool.workers()[0].start_method == "template"
@@ -209,9 +217,12 @@ def test_the_rules_are_looked_at_before_each_fork(make_pool: MakePool, module: M
     assert sorted(worker.start_method for worker in pool.workers()) == ["spawn", "spawn", "template"]
     # The template is kept for its one worker: it alone can say how that ends.
     [forked] = [worker for worker in pool.workers() if worker.start_method == "template"]
+    assert forked.pid is not None
+    template = psutil.Process(forked.pid).ppid()
     pool.kill(forked.worker_id)
+    wait_dead(template)
     pool.wait_ready()
-    assert {worker.start_method for worker in pool.workers()} <= {"spawn", "template"}
+    assert {worker.start_method for worker in pool.workers()} == {"spawn"}
 
 
 def test_a_preload_that_raises_fails_open_at_once_with_its_traceback(make_pool: MakePool, module: Module) -> None:
@@ -255,6 +266,17 @@ def test_what_a_preload_prints_is_not_printed_by_its_workers(make_pool: MakePool
         pool.run(leave, {})
     assert caught.value.report is not None
     assert (caught.value.report.output_tail, caught.value.report.exit_code) == ("", 9)
+
+
+def test_what_c_code_of_a_preload_prints_is_not_printed_by_its_workers(
+    make_pool: MakePool, module: Module, happenings: Happenings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # it would take C's buffers away too
+    module("import ctypes\nctypes.CDLL(None).puts(b'from C')\n")
+    pool = make_pool(workers=1, preload="preloaded", on_event=happenings)
+    pool.recycle(pool.workers()[0].worker_id)
+    report = happenings.wait("worker.ended")["report"]
+    assert (report.exit_code, report.output_tail) == (0, "")
 
 
 def test_litellm_may_be_preloaded(make_pool: MakePool) -> None:
@@ -488,6 +510,30 @@ def test_nothing_is_alive_after_the_manager_is_killed_though_it_forked_a_bystand
         os.kill(bystander, signal.SIGKILL)
 
 
+def test_nothing_is_alive_after_the_manager_was_killed_after_its_template(
+    script: RunScript, all_end: Callable[[list[int]], None]
+) -> None:
+    running = script(
+        "import dspool, json, os, psutil, signal, sys, threading\n"
+        "due = threading.Event()\n"
+        "hook = lambda event, fields: due.set() if event == 'worker.due' else None\n"
+        "def escape():\n"
+        "    import subprocess\n"
+        "    return subprocess.Popen(['sleep', '600']).pid\n"
+        "with dspool.Pool(workers=2, on_event=hook) as pool:\n"
+        "    pids = [worker.pid for worker in pool.workers()]\n"
+        "    pids += [pool.run(escape, {}), psutil.Process(pids[0]).ppid()]\n"
+        "    os.kill(pids[-1], signal.SIGKILL)\n"
+        "    due.wait()\n"
+        "    pids += [child.pid for child in psutil.Process().children(recursive=True)]\n"
+        "    print(json.dumps(pids), flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    pids = running.line()
+    running.process.kill()
+    all_end(pids)
+
+
 # --- what the system refuses ----------------------------------------------------------------------------------------
 
 
@@ -517,14 +563,34 @@ def test_where_the_system_refuses_a_process_starts_fail_and_recover(
     assert same_pid(pool) != worker
 
 
-def test_a_template_without_descriptors_says_so(make_pool: MakePool, module: Module) -> None:
+def test_a_fork_whose_pidfd_cannot_be_sent_fails_alone(make_pool: MakePool, module: Module) -> None:
+    module(
+        "import __main__, errno, os\n"
+        "send = __main__.send_record\n"
+        "def refuse(sock, record, fds=()):\n"
+        "    if fds:\n"
+        "        __main__.send_record = send\n"
+        "        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))\n"
+        "    send(sock, record, fds)\n"
+        "__main__.send_record = refuse\n"
+    )
+    with pytest.raises(dspool.WorkerStartError, match="Too many references"):
+        make_pool(workers=1, preload="preloaded")
+
+
+@pytest.mark.parametrize("left", range(16))
+def test_a_template_without_descriptors_says_so(make_pool: MakePool, module: Module, left: int) -> None:
     module(
         "import os, resource\n"
-        "free = os.dup(0)\n"
-        "os.close(free)\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (free + 3, free + 3))\n"
+        "free = [fd for fd in range(1000) if not os.path.exists(f'/proc/self/fd/{fd}')]\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (free[{left}], free[{left}]))\n"
     )
-    with pytest.raises(dspool.WorkerStartError, match=r"no file descriptor left .* slots=4"):
+    if left >= 10:  # nine for the worker's ends, one to look at itself
+        assert make_pool(workers=1, slots=4, preload="preloaded").stats().start_method == "template"
+        return
+    # With none left it can't even prepare.
+    said = r"no file descriptor left .* slots=4" if left else "ended before it was ready: .* Too many open files"
+    with pytest.raises(dspool.WorkerStartError, match=said):
         make_pool(workers=1, slots=4, preload="preloaded")
 
 
@@ -603,3 +669,43 @@ def test_a_reload_gives_a_preload_that_broke_a_rule_another_chance(
     stats = pool.stats()
     assert (stats.start_method, stats.start_method_reason) == ("template", "")
     assert pool.run(version, {}) == 2
+
+
+# --- event loops ----------------------------------------------------------------------------------------------------
+
+
+CLOSED_LOOP = """
+import asyncio, gc, json, os, psutil, sys, warnings
+import dspool
+{preload}
+
+async def main():
+    pool = await dspool.AsyncPool(workers=2, **options).open()
+    while not (templates := [child.pid for child in psutil.Process().children()]):
+        await asyncio.sleep(0)
+    return pool, [*templates, *(worker.pid for worker in await pool.workers() if worker.pid)]
+
+warnings.simplefilter("ignore")
+fds = set(os.listdir("/proc/self/fd"))
+loop = asyncio.new_event_loop()
+pool, pids = loop.run_until_complete(main())
+loop.close()
+del pool
+gc.collect()
+print(json.dumps([pids, sorted(set(os.listdir("/proc/self/fd")) - fds)]), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("starting", [False, True], ids=["ready", "starting"])
+def test_an_event_loop_closed_under_a_pool_leaves_no_template_and_no_descriptor(
+    script: RunScript, all_end: Callable[[list[int]], None], tmp_path: Path, starting: bool
+) -> None:
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(600)\n")
+    options = {"preload": "slow", "min_ready": 0} if starting else {}
+    running = script(CLOSED_LOOP.replace("{preload}", f"options = {options}"))
+    pids, left = running.line()
+    all_end(pids)  # while the manager lives on
+    assert left == []
+    assert running.end() == 0
+    assert running.errors() == ""

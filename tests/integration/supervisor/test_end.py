@@ -177,7 +177,7 @@ class ImmortalLauncher(Launcher):
         self.launched.append(Immortal())
         return self.launched[-1]
 
-    async def aclose(self) -> None:
+    async def aclose(self, deadline: float) -> None:
         for one in self.launched:
             one.close()
 

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ import anyio
 import psutil
 import pytest
 
+from dspool.protocol.records import Prepare, Prepared
+from dspool.supervisor import forked
 from dspool.supervisor.launch import LaunchRequest
 from dspool.supervisor.life import WorkerProcess
-from dspool.supervisor.template import Template
+from dspool.supervisor.template import Template, TemplateGone, _Asked
 from dspool.supervisor.templates import TemplateLauncher
 from tests.integration.supervisor.conftest import open_fds
-from tests.integration.supervisor.harness import PATIENCE_S, ROOT, Lab, dead, lab, one_backend
+from tests.integration.supervisor.harness import PATIENCE_S, ROOT, Lab, Recorder, dead, lab, one_backend
 
 pytestmark = [
     pytest.mark.integration,
@@ -129,12 +132,16 @@ async def test_a_launch_that_is_given_up_while_its_template_starts_leaves_nothin
 
 
 async def test_a_launch_that_is_given_up_as_its_worker_is_forked_costs_that_worker() -> None:
-    async with lab(launcher()) as tests:
+    forking = launcher()
+    async with lab(forking) as tests:
         worker = await tests.ready()
         template = psutil.Process(template_of(worker))
+        [kind] = forking._kinds.values()
+        assert kind.template is not None
         given_up = [tests.start() for _ in range(8)]
-        await anyio.lowlevel.checkpoint()
-        await anyio.lowlevel.checkpoint()
+        with anyio.fail_after(PATIENCE_S):
+            while len(kind.template._asked) == 1:
+                await anyio.lowlevel.checkpoint()
         for worker_id in given_up:
             tests.supervisor.kill(worker_id, "resized", "")
         for worker_id in given_up:
@@ -217,11 +224,109 @@ async def test_running_out_of_descriptors_anywhere_in_a_fork_leaks_none_and_pass
         await tests.ready()
 
 
+@one_backend
+async def test_a_template_that_is_out_of_descriptors_for_a_while_is_forked_from_again() -> None:
+    async with lab(launcher(), slots=2) as tests:
+        template = template_of(await tests.ready())
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for limit in reversed(range(16)):
+            resource.prlimit(template, resource.RLIMIT_NOFILE, (limit, limits[1]))
+            worker_id = tests.start()
+            if await ends(tests, worker_id):
+                report = await tests.exited(worker_id)
+                assert report.reason == "boot_error"
+                assert report.detail.startswith("no file descriptor left (Too many open files)"), limit
+            if limit < 2:  # poll() itself refuses to wait for two: it dies of that, and another one is started
+                await dead(template)
+                template = template_of(await tests.ready())
+            resource.prlimit(template, resource.RLIMIT_NOFILE, limits)
+            assert template_of(await tests.ready()) == template
+        assert not tests.recorder.of("start_method")
+
+
+def never_started(start_timeout_s: float = PATIENCE_S) -> Template:
+    """A template without a process."""
+    request = LaunchRequest(worker_id=1, pool="p", slots=1, python=sys.executable, env={})
+    prepare = Prepare([], [], dspy=False)
+    return Template(request, prepare, command=(), start_timeout_s=start_timeout_s, listener=Recorder())
+
+
+@one_backend
+async def test_a_template_that_is_dead_stays_dead_whatever_it_said_last() -> None:
+    template = never_started()
+    template._bury()
+    template._take(Prepared(), [])
+    assert not template.usable
+
+
+@one_backend
+async def test_an_answer_that_comes_as_the_wait_for_it_ends_is_an_answer() -> None:
+    template, asked = never_started(start_timeout_s=0.0), _Asked(1)
+    asked.resolve(BlockingIOError())
+    await template._answered(asked)
+    assert not template._unreachable
+
+
+@one_backend
+async def test_a_template_that_is_ready_as_its_time_ends_is_ready() -> None:
+    template = never_started(start_timeout_s=0.0)
+    template._take(Prepared(), [])
+    await template._limit_start()
+    assert template.failure is None
+
+
+@one_backend
+async def test_a_retired_template_ends_when_its_last_fork_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = never_started()
+
+    async def retired_meanwhile(*_: object) -> None:
+        template.retire()
+        raise TemplateGone
+
+    monkeypatch.setattr(template, "_send", retired_meanwhile)
+    with pytest.raises(TemplateGone):
+        await template.fork(template._request)
+    assert template._expected
+
+
+async def test_a_template_that_resists_is_dead_at_the_deadline_of_the_close(tmp_path: Path) -> None:
+    # Without its lifeline only a SIGKILL ends it, and that comes last.
+    deaf = "import fcntl, sys\nfcntl.fcntl(int(sys.argv[sys.argv.index('--lifeline') + 1]), fcntl.F_SETFL, 0)\n"
+    resisting = launcher()
+    async with lab(resisting, **preload(tmp_path, deaf)) as tests:
+        worker = await tests.ready()
+        template = template_of(worker)
+        os.kill(template, signal.SIGSTOP)
+        await tests.supervisor.aclose(time.monotonic())
+        assert not psutil.pid_exists(template)
+
+
+def test_no_fork_comes_between_the_two_steps_of_closing_a_guarded_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+
+    def try_the_lock() -> None:
+        held.append(not forked._lock.acquire(blocking=False))
+        if not held[0]:
+            forked._lock.release()
+
+    def close(_: int) -> None:
+        thread = threading.Thread(target=try_the_lock)
+        thread.start()
+        thread.join()
+
+    fd = forked.guard_fd(os.dup(0))
+    with monkeypatch.context() as patch:
+        patch.setattr("dspool.supervisor.forked.os.close", close)
+        forked.close_fd(fd)
+    os.close(fd)
+    assert held == [True]
+
+
 async def test_a_launcher_that_does_not_serve_launches_nothing() -> None:
     request = LaunchRequest(worker_id=1, pool="p", slots=1, python=sys.executable, env={})
     with pytest.raises(Exception, match="the pool is closing"):
         await launcher().launch(request)
-    await launcher().aclose()
+    await launcher().aclose(time.monotonic())
 
 
 async def test_a_launch_ends_though_renewals_come_faster_than_a_template_starts(
