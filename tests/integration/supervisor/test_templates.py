@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from dspool.protocol.records import Prepare, Prepared
-from dspool.supervisor import forked
+from dspool.supervisor import forked, life
 from dspool.supervisor.launch import LaunchRequest
 from dspool.supervisor.life import WorkerProcess
 from dspool.supervisor.template import Template, TemplateGone, _Asked
@@ -78,6 +78,13 @@ async def test_a_forked_worker_is_killed_with_its_stacks_and_its_status_is_known
         assert "most recent call first" in report.stack_dump
 
 
+@pytest.fixture
+def patient_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template's word is waited for, however busy the machine is: in 50 ms it may not have its turn."""
+    monkeypatch.setattr(life, "STATUS_WAIT_S", PATIENCE_S)
+
+
+@pytest.mark.usefixtures("patient_status")
 async def test_many_launches_share_one_template_and_none_is_left() -> None:
     async with lab(launcher()) as tests:
         ids = [tests.start() for _ in range(12)]
