@@ -85,25 +85,37 @@ def ends_everything(error: BaseException) -> bool:
 def explain(error: BaseException, *, with_traceback: bool = False) -> str:
     """One paragraph for people; with a traceback before it, the remote one included, where one is asked for."""
     kind = type(error).__name__
-    told = " ".join(_without_traceback(str(error)).split()) or kind
+    message = _without_stacks(str(error))
+    told = " ".join(message.split()) or kind
     if exit_code_of(error) is ExitCode.INTERNAL:
         told = f"internal error, {kind}: {told}"
-        if not with_traceback:
-            told += " (--traceback shows where)"
-    elif isinstance(error, errors.DspoolError):
-        told = f"{kind}: {told}"
-        if not with_traceback and getattr(error, "remote_traceback", None):
-            told += " (--traceback shows where)"
-    paragraph = f"dspool: {told}"
+        has_more = True
+    else:
+        told = f"{kind}: {told}" if isinstance(error, errors.DspoolError) else told
+        has_more = message != str(error) or bool(getattr(error, "remote_traceback", None))
     if not with_traceback:
-        return paragraph
+        return f"dspool: {told}" + (" (--traceback shows where)" if has_more else "")
     parts = ["".join(traceback.format_exception(error)).rstrip()]
     remote = getattr(error, "remote_traceback", None)
     if remote and remote.rstrip() not in parts[0]:
         parts.append(f"In the worker:\n{remote.rstrip()}")
-    return "\n".join([*parts, paragraph])
+    return "\n".join([*parts, f"dspool: {told}"])
 
 
-def _without_traceback(message: str) -> str:
-    """A message that brings the worker's traceback along, as a person at a terminal needs it."""
-    return re.split(r"\s*(?:In the worker:\s*)?Traceback \(most recent call last\)", message, maxsplit=1)[0]
+def _without_stacks(message: str) -> str:
+    """A message that brings the worker's traceback or stacks along, as a person at a terminal needs it.
+
+    What it advises to pass is named as the commands' options are.
+    """
+    told = re.split(r"\s*(?:In the worker:\s*)?Traceback \(most recent call last\)", message, maxsplit=1)[0]
+    told = re.split(r"\n(?:Current thread|Thread) 0x", told, maxsplit=1)[0]
+    for argument, option in _OPTIONS.items():
+        told = told.replace(argument, option)
+    return told
+
+
+_OPTIONS = {
+    "timeout_s or queue_timeout_s": "--timeout",
+    "timeout_s": "--timeout",
+    "idempotent=True": "--idempotent (map)",
+}

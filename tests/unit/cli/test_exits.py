@@ -60,3 +60,13 @@ def test_a_traceback_is_shown_where_it_is_asked_for_with_the_workers_own() -> No
 
 def test_an_error_of_dspools_own_says_how_to_see_more() -> None:
     assert "--traceback" in explain(KeyError("x"))
+
+
+def test_stacks_are_for_traceback_alone_and_advice_names_options() -> None:
+    error = errors.CallTimeout(
+        "too late; give it more time with timeout_s\nCurrent thread 0x00 (most recent call first)", None
+    )
+    assert explain(error) == (
+        "dspool: CallTimeout: too late; give it more time with --timeout (--traceback shows where)"
+    )
+    assert "Current thread 0x00" in explain(error, with_traceback=True)
