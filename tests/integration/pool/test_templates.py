@@ -188,8 +188,13 @@ def test_a_worker_may_have_as_many_slots_as_there_can_be(make_pool: MakePool) ->
         ),
         ("import socket\npair = socket.socketpair()\n", "socket:["),
         ("import selectors\nselector = selectors.EpollSelector()\n", "eventpoll"),
+        (
+            "import os\nlistdir = os.listdir\ndef refuse(path='.'):\n    if str(path).startswith('/proc/self'):\n"
+            "        raise FileNotFoundError(2, 'gone', path)\n    return listdir(path)\nos.listdir = refuse\n",
+            "it can't be known whether it may be forked",
+        ),
     ],
-    ids=["thread", "connection", "selector"],
+    ids=["thread", "connection", "selector", "no-proc"],
 )
 def test_a_preload_that_breaks_a_rule_is_spawned_and_the_stats_say_what_it_did(
     make_pool: MakePool, module: Module, happenings: Happenings, source: str, named: str
