@@ -60,8 +60,9 @@ def draw(figures: Sequence[Figure], folder: Path) -> list[str]:
         canvas = figure_module.Figure(figsize=(5.8 * len(panels) + 1.6, height), layout="constrained")
         backend.FigureCanvasAgg(canvas)
         canvas.suptitle(figure.question, fontsize=13)
+        numbers = numbered(panels)
         for axes, panel in zip(canvas.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            _draw_bars(axes, panel) if panel.bars else _draw_lines(axes, panel)
+            _draw_bars(axes, panel) if panel.bars else _draw_lines(axes, panel, numbers)
             axes.set_title(panel.title, fontsize=11)
             axes.set_xlabel(panel.x_label)
             axes.set_ylabel(panel.y_label)
@@ -111,13 +112,23 @@ def _draw_bars(axes: Any, panel: Panel) -> None:
 _MARKERS = "osD^vP*X<>h"
 
 
-def _draw_lines(axes: Any, panel: Panel) -> None:
+def numbered(panels: Sequence[Panel]) -> dict[str, int]:
+    """Each line's number among those of its kind, the same in all panels: one that is missing shifts no other's look."""
+    numbers: dict[str, int] = {}
+    seen: dict[str, int] = {}
+    for panel in panels:
+        for label, (_, _, kind) in panel.lines.items():
+            if label not in numbers:
+                numbers[label] = seen[kind] = seen.get(kind, -1) + 1
+    return numbers
+
+
+def _draw_lines(axes: Any, panel: Panel, numbers: dict[str, int]) -> None:
     """Ours thick and red, floors grey and dashed, each peer in a colour of its own."""
     every: Any = importlib.import_module("matplotlib").colormaps["tab20"].colors
     cycle = [*every[:6], *every[8:14], *every[16:]]  # without the reds, which are ours, and the greys, the floors'
-    seen: dict[str, int] = {}
     for label, (xs, ys, kind) in panel.lines.items():
-        number = seen[kind] = seen.get(kind, -1) + 1
+        number = numbers[label]
         style: dict[str, Any] = {"label": label, "marker": _MARKERS[number % len(_MARKERS)], "markersize": 5}
         if kind == "peer":
             style.update(color=cycle[number % len(cycle)], linewidth=1.2)
