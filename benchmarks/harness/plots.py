@@ -113,7 +113,7 @@ _MARKERS = "osD^vP*X<>h"
 
 
 def numbered(panels: Sequence[Panel]) -> dict[str, int]:
-    """Each line's number among those of its kind, the same in all panels: one that is missing shifts no other's look."""
+    """Each line's number among those of its kind, the same in all panels: one that is missing shifts no other."""
     numbers: dict[str, int] = {}
     seen: dict[str, int] = {}
     for panel in panels:
