@@ -155,10 +155,7 @@ def command(benchmark: Benchmark) -> click.Command:
         scale = "quick" if quick else scale
         if part is not None:
             where: Placement = "pinned" if placement == "pinned" else "unpinned"
-            telling = Run(scale, where, peers, only, start_methods)
-            click.echo(f"{benchmark.name}, {where}:", err=True)
-            rows = [{"placement": where, **row} for row in benchmark.measure(telling)]
-            part.write_text(json.dumps({"rows": rows, "notes": telling.notes}))
+            _measure_part(benchmark, Run(scale, where, peers, only, start_methods), part)
             return
         arguments = ["--scale", scale, "--peers" if peers else "--no-peers"]
         arguments += [word for name in only for word in ("--only", name)]
@@ -178,6 +175,13 @@ def command(benchmark: Benchmark) -> click.Command:
             sys.exit(1)
 
     return run
+
+
+def _measure_part(benchmark: Benchmark, run: Run, part: Path) -> None:
+    """One placement's measurements, in a process of its own."""
+    click.echo(f"{benchmark.name}, {run.placement}:", err=True)
+    rows = [{"placement": run.placement, **row} for row in benchmark.measure(run)]
+    part.write_text(json.dumps({"rows": rows, "notes": run.notes}))
 
 
 def _help(doc: str) -> str:

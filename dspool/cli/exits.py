@@ -82,6 +82,14 @@ def ends_everything(error: BaseException) -> bool:
     )
 
 
+_OPTIONS = {
+    "timeout_s or queue_timeout_s": "--timeout",
+    "timeout_s": "--timeout",
+    "idempotent=True": "--idempotent (map)",
+}
+"""What errors advise to pass -> the commands' word for it."""
+
+
 def explain(error: BaseException, *, with_traceback: bool = False) -> str:
     """One paragraph for people; with a traceback before it, the remote one included, where one is asked for."""
     kind = type(error).__name__
@@ -112,10 +120,3 @@ def _without_stacks(message: str) -> str:
     for argument, option in _OPTIONS.items():
         told = told.replace(argument, option)
     return told
-
-
-_OPTIONS = {
-    "timeout_s or queue_timeout_s": "--timeout",
-    "timeout_s": "--timeout",
-    "idempotent=True": "--idempotent (map)",
-}

@@ -32,16 +32,12 @@ class IdleWorkers:
     def __init__(self, slots: int) -> None:
         self._ordinary: list[_Level] = [{} for _ in range(slots)]
         self._overflow: list[_Level] = [{} for _ in range(slots)]
-        self._overflowing = 0
         self._holders: dict[str, dict[int, Worker]] = {}
         self._turns = 0
 
     def enter(self, worker: Worker) -> None:
-        """It stands nowhere and has an idle slot: from now on the most recently used of its level."""
-        levels = self._ordinary
-        if worker.overflow:
-            levels = self._overflow
-            self._overflowing += 1
+        """It has an idle slot: from now on the most recently used of its level. It stands there already, or nowhere."""
+        levels = self._overflow if worker.overflow else self._ordinary
         levels[len(worker.slots) - len(worker.free)][worker.worker_id] = worker
         self._turns = worker.turn = self._turns + 1
 
@@ -50,20 +46,13 @@ class IdleWorkers:
         if not worker.free:
             return
         levels = self._overflow if worker.overflow else self._ordinary
-        gone = levels[len(worker.slots) - len(worker.free)].pop(worker.worker_id, None)
-        if worker.overflow and gone is not None:
-            self._overflowing -= 1
+        levels[len(worker.slots) - len(worker.free)].pop(worker.worker_id, None)
 
     def lend(self, worker: Worker) -> int:
         """Take one of its idle slots; its number. With what is left of them it stands one level further on."""
-        free = worker.free
-        levels = self._ordinary
-        if worker.overflow:
-            self.leave(worker)
-        else:
-            levels[len(worker.slots) - len(free)].pop(worker.worker_id, None)
-        index = free.pop()
-        if free:
+        self.leave(worker)
+        index = worker.free.pop()
+        if worker.free:
             self.enter(worker)
         return index
 
@@ -79,7 +68,7 @@ class IdleWorkers:
 
     def last_used(self, program: str | None) -> Worker | None:
         """The plain case of pick(): nobody is skipped, nobody is overflow, the worker used last holds the program."""
-        if self._overflowing:
+        if any(self._overflow):
             return None
         for workers in self._ordinary:
             if workers:
@@ -89,7 +78,7 @@ class IdleWorkers:
 
     def pick(self, program: str | None, skipped: Container[int], session: bool) -> tuple[Rank, Worker] | None:
         """The best worker outside `skipped`: least busy, then warm, then most recently used."""
-        if not self._overflowing and not any(self._ordinary):
+        if not any(self._ordinary) and not any(self._overflow):
             return None
         holders = self._holders.get(program, _NOBODY) if program is not None else _NOBODY
         best: tuple[Rank, Worker] | None = None
