@@ -93,6 +93,8 @@ class AsyncPool(PoolFront):
             self._home = asyncio.get_running_loop()
             serving = _serve(control, self._waits, self._nursery)
             self._task = self._home.create_task(serving, name=f"dspool-control-{self.name}")
+            # asyncio.run's end cancels every task. It drops one that has not begun, whose `finally` nobody runs then.
+            self._task.add_done_callback(lambda _: control.end_without_loop())
         try:
             # Until its tasks have begun: asyncio warns of a coroutine that is cancelled before its first step, as these
             # would be where the loop ends now. Maps run in its task group.
