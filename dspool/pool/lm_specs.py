@@ -34,6 +34,7 @@ from dspool.errors import OptionsError
 from dspool.pool.identity import LM_RECORDS, class_parts, import_path, importable, loaded_dspy
 from dspool.pool.watch import Watch
 from dspool.protocol.messages import LMSpec
+from dspool.signals import let_through
 
 MAX_REMEMBERED = 256
 """LM objects whose specs are kept."""
@@ -121,6 +122,7 @@ def adapter_spec(adapter: Any) -> str | bytes | None:
     try:
         return pickled(adapter)
     except Exception as error:
+        let_through(error)
         raise OptionsError(f"the adapter {type(adapter).__qualname__} can't be sent: {error}") from error
 
 
@@ -196,6 +198,7 @@ def _from_object(lm: Any) -> LMSpec:
     try:
         data = pickled(lm)
     except Exception as error:
+        let_through(error)
         raise OptionsError(f"the LM {type(lm).__qualname__} ({model}) can't be sent: {error}") from error
     return LMSpec(_digest(model, data), model, pickled=data)
 
@@ -223,7 +226,8 @@ def _arguments(lm: Any) -> dict[str, Any] | None:
         return None
     try:
         again = type(lm)(lm.model, **arguments)
-    except Exception:
+    except Exception as error:
+        let_through(error)
         return None
     same = _settings(again) == _settings(lm) and type(again.provider) is type(lm.provider)
     return arguments if same else None
@@ -263,6 +267,7 @@ def culprit(thing: Any, label: str) -> str:
             try:
                 pickled(part)
             except Exception as reason:
+                let_through(reason)
                 label, thing, error = label + way, part, reason
                 break
         else:
@@ -270,6 +275,7 @@ def culprit(thing: Any, label: str) -> str:
     try:
         pickled(thing)
     except Exception as reason:
+        let_through(reason)
         error = reason
     return f"{label}: {type(error).__name__}: {error!s:.300}"
 
