@@ -28,6 +28,7 @@ from dspool.pool.interrupts import guard, guarded
 from dspool.pool.leases import Lease
 from dspool.pool.mapping import map_rows
 from dspool.pool.polling import drive
+from dspool.pool.threads import start_thread
 from dspool.pool.waits import AnyioWaits, drive_async
 from dspool.supervisor.launch import Launcher
 from dspool.types import KEEP, Affinity, PoolHealth, PoolStats, WorkerInfo
@@ -67,15 +68,16 @@ class Pool(PoolFront):
 
         Raises:
             WorkerStartError: a worker could not start; nothing is left running.
-            PoolError: the pool was opened before.
+            PoolError: the pool was opened before; or the system refuses it a thread.
         """
         if self._control is not None:
             raise PoolError(f"pool {self.name!r} was opened before; make a new one")
         self._control = control = ControlPlane(self.options, self._launcher)
         control.driver.protect_from_interrupts(guarded, calls=False)
+        thread = threading.Thread(target=_serve, args=(control,), name=f"dspool-control-{self.name}", daemon=True)
+        start_thread(thread, self.name, otherwise=control.end_without_loop)
+        self._thread = thread
         guard.install()
-        self._thread = threading.Thread(target=_serve, args=(control,), name=f"dspool-control-{self.name}", daemon=True)
-        self._thread.start()
         _open_pools.add(self)
         try:
             if self._min_ready:
@@ -89,7 +91,8 @@ class Pool(PoolFront):
         """End the pool: refuse what is queued, give running calls `grace_s`, stop every worker. Idempotent.
 
         Callable from any thread and from a signal handler. Returns when nothing of the pool is left; inside a step of
-        the pool (a signal handler on top of one) it returns at once and the pool closes behind it.
+        the pool (a signal handler on top of one) and in an on_event hook it returns at once and the pool closes behind
+        it.
 
         Args:
             grace_s: seconds for running calls; None: the option's.
@@ -103,7 +106,7 @@ class Pool(PoolFront):
         try:
             driver.order(c.Close(time.monotonic() + grace_s))
             control.wake()
-            if driver.in_step or threading.current_thread() is self._thread:
+            if driver.in_step or control.events.here or threading.current_thread() is self._thread:
                 return
             driver.over.wait(grace_s + self.options.grace_s + _CLOSE_SLACK_S)
             if self._thread is not None:

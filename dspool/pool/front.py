@@ -12,6 +12,8 @@ from sys import modules
 from types import EllipsisType
 from typing import Any, Literal, get_args
 
+import msgspec
+
 from dspool.errors import EncodeError, OptionsError, PoolClosed, PoolError, QueueTimeout
 from dspool.options import MAX_SECONDS, PoolOptions, seconds
 from dspool.pool import lease as path
@@ -291,7 +293,9 @@ class PoolFront:
         return self._control.driver
 
     def _stats(self) -> PoolStats:
-        return self._seen().stats()
+        stats = self._seen().stats()
+        assert self._control is not None
+        return msgspec.structs.replace(stats, events_dropped=self._control.events.dropped)
 
     def _health(self) -> PoolHealth:
         return self._seen().health()

@@ -23,6 +23,7 @@ import msgspec
 from dspool.errors import OptionsError, PoolClosed
 from dspool.pool.interrupts import guarded
 from dspool.pool.progress import Progress
+from dspool.pool.threads import start_thread
 from dspool.pool.waits import ThreadWaits, drive_async
 from dspool.supervisor.starting import start_soon
 
@@ -272,8 +273,12 @@ class _Background:
     def _start(self) -> None:
         context = contextvars.copy_context()  # the caller's DSPy settings are in it
         name = f"dspool-map-{self._pool.name}"
-        self._thread = threading.Thread(target=context.run, args=(self._main,), name=name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=context.run, args=(self._main,), name=name, daemon=True)
+        self._thread = thread  # before it runs: whoever is interrupted meanwhile cancels it
+        start_thread(thread, self._pool.name, otherwise=self._forget_thread)
+
+    def _forget_thread(self) -> None:
+        self._thread = None
 
     def _main(self) -> None:
         """The thread. Whatever ends it, the caller is told."""
