@@ -14,7 +14,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 import anyio
 
@@ -23,7 +23,14 @@ from dspool.options import PoolOptions, seconds
 from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
-from dspool.pool.front import OnSessionLost, PoolFront, Timeout
+from dspool.pool.front import (
+    CHECKOUT_ARGUMENTS,
+    RUN_ARGUMENTS,
+    OnSessionLost,
+    PoolFront,
+    Timeout,
+    unknown_argument,
+)
 from dspool.pool.interrupts import guard, guarded
 from dspool.pool.leases import Lease
 from dspool.pool.mapping import map_rows
@@ -189,6 +196,7 @@ class Pool(PoolFront):
         require: str | Iterable[str] | None = None,
         lm: Any = None,
         idempotent: bool = False,
+        **unknown: Never,
     ) -> Any:
         """Run a program once, in one of the workers.
 
@@ -205,18 +213,22 @@ class Pool(PoolFront):
             require: labels that the worker's group must have.
             lm: the LM of this call, in place of the pool's.
             idempotent: the call may be sent again when its worker was lost.
+            unknown: no other keyword is taken.
 
         Returns:
             A dspy.Prediction for a DSPy program; a callable's own return value, as plain data.
 
         Raises:
             EncodeError: program or inputs can't be sent. No worker was touched.
+            OptionsError: an argument is unknown or out of range. No worker was touched.
             PoolError: no worker could be had (see its subclasses). Nothing was run.
             WorkerLost: the worker died with the call in it.
             CallTimeout: the deadline came after the call was sent; its worker was killed.
             ProgramError: the program failed; the worker is healthy.
             KeyboardInterrupt: Ctrl-C; a call that was sent is cancelled, its worker replaced.
         """
+        if unknown:
+            raise unknown_argument("run", unknown, RUN_ARGUMENTS)
         driver, resolved, steps = self._prepare(
             program,
             inputs,
@@ -288,6 +300,7 @@ class Pool(PoolFront):
         hold_s: float | None = None,
         priority: int = 0,
         require: str | Iterable[str] | None = None,
+        **unknown: Never,
     ) -> Lease:
         """Borrow a slot of a worker for several runs.
 
@@ -302,10 +315,14 @@ class Pool(PoolFront):
             hold_s: seconds after which the lease is taken back and its worker replaced; None: no limit.
             priority: among waiting calls the lowest goes first.
             require: labels that the worker's group must have.
+            unknown: no other keyword is taken.
 
         Raises:
+            OptionsError: an argument is unknown or out of range. No worker was touched.
             PoolError: no worker could be had.
         """
+        if unknown:
+            raise unknown_argument("checkout", unknown, CHECKOUT_ARGUMENTS)
         driver, checkout, warm = self._prepare_checkout(
             program, session, affinity, timeout_s, hold_s, priority, require
         )
