@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dspool.errors import PoolError
 
 
-def start_thread(thread: threading.Thread, pool: str, *, otherwise: Callable[[], None]) -> None:
+def start_thread(thread: threading.Thread, pool: str, *, otherwise: Callable[[], None] | None = None) -> None:
     """Start a thread.
 
     Args:
@@ -22,7 +22,8 @@ def start_thread(thread: threading.Thread, pool: str, *, otherwise: Callable[[],
     try:
         thread.start()
     except RuntimeError as error:
-        otherwise()
+        if otherwise is not None:
+            otherwise()
         raise PoolError(
             f"pool {pool!r} gets no thread from the system ({error}): too many run already. Raise the limit of "
             "processes (ulimit -u, or the container's pids limit), or use fewer"

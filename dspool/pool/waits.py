@@ -9,6 +9,7 @@ anyio     the same through anyio: for the control plane of a blocking pool, whic
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import threading
@@ -22,6 +23,7 @@ import anyio.to_thread
 from dspool.pool.driver import Driver
 from dspool.pool.lease import GRANT, HOOK, READ, REPORT, WRITE, Steps, Wait
 from dspool.pool.slot_pipe import SlotPipe
+from dspool.pool.threads import start_thread
 from dspool.types import KEEP
 
 T = TypeVar("T")
@@ -67,7 +69,8 @@ class AnyioWaits:
             return await self.report(what, deadline)
         assert kind is HOOK
         with anyio.move_on_after(_left(deadline)):
-            return await _ask(what)
+            verdict = await self.ask(what)
+            return await verdict if inspect.isawaitable(verdict) else verdict
         return KEEP  # too late for any verdict: the deadline has passed, and whoever asked looks at that first
 
     def read(self, pipe: SlotPipe, deadline: float) -> Awaitable[bool]:
@@ -77,6 +80,11 @@ class AnyioWaits:
     def write(self, pipe: SlotPipe, deadline: float) -> Awaitable[bool]:
         """Until the pipe can be written or read: a worker that answers too early, or ends, makes it readable."""
         return _in_time(_wait_ready, pipe, deadline)
+
+    async def ask(self, hook: Callable[[], Any]) -> Any:
+        """A check hook's answer: on a thread, since it may block. What an async one gives is still to be awaited."""
+        (answer,) = await anyio.to_thread.run_sync(lambda: [hook()], abandon_on_cancel=True)  # trio takes no coroutine
+        return answer
 
     async def grant(self, lease_id: int, deadline: float) -> bool:
         """Until the lease is granted or refused."""
@@ -118,6 +126,27 @@ class AsyncioWaits(AnyioWaits):
             reader = pipe.reader = Reader(self.loop, pipe.sock.fileno())
         future: asyncio.Future[bool] = reader.wait(deadline)
         return future
+
+    async def ask(self, hook: Callable[[], Any]) -> Any:
+        """As above, on a daemon thread: anyio's, if the hook never returns, keeps the interpreter from ending."""
+        answered: asyncio.Future[bool] = self.loop.create_future()
+        answers: list[tuple[Any, BaseException | None]] = []
+
+        def run() -> None:
+            try:
+                answers.append((hook(), None))
+            except BaseException as error:
+                answers.append((None, error))
+            self._tell(answered)
+
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(run,), name="dspool-check", daemon=True)
+        start_thread(thread, self.driver.name)
+        await answered
+        answer, error = answers.pop()
+        if error is not None:
+            raise error
+        return answer
 
     async def write(self, pipe: SlotPipe, deadline: float) -> bool:
         """Until the pipe can be written or read: a worker that answers too early, or ends, makes it readable."""
@@ -327,12 +356,6 @@ async def _in_time(wait: Callable[[Any], Awaitable[None]], pipe: SlotPipe, deadl
         await wait(pipe.sock)
         return True
     return False
-
-
-async def _ask(hook: Callable[[], Any]) -> Any:
-    """A check hook: on a thread, since it may block; an async one in the task."""
-    (verdict,) = await anyio.to_thread.run_sync(lambda: [hook()], abandon_on_cancel=True)  # trio takes no coroutine
-    return await verdict if inspect.isawaitable(verdict) else verdict
 
 
 def _resolve(future: asyncio.Future[bool]) -> None:

@@ -41,6 +41,46 @@ def wait_for(path: str) -> str:
         return fifo.read()
 
 
+# --- a hook that never returns ----------------------------------------------------------------------------------------
+
+NEVER_RETURNS = """
+import json, sys, threading
+import anyio, dspool
+from dspool.testing.fake import FakeLauncher
+
+begun = threading.Event()
+
+def never(*_):
+    begun.set()
+    threading.Event().wait()
+
+options = {sys.argv[2]: never, "workers": 1, "launcher": FakeLauncher(lambda call: call.inputs)}
+
+def use():
+    with dspool.Pool(**options) as pool:
+        return list(pool.map(dict, [{"n": 1}], timeout_s=0.2, return_exceptions=True)), pool.stats()
+
+async def use_async():
+    async with dspool.AsyncPool(**options) as pool:
+        rows = pool.map(dict, [{"n": 1}], timeout_s=0.2, return_exceptions=True)
+        return [value async for value in rows], await pool.stats()
+
+(answer,), stats = use() if sys.argv[1] == "pool" else anyio.run(use_async, backend=sys.argv[1])
+told = answer if isinstance(answer, dict) else type(answer).__name__
+print(json.dumps([begun.is_set(), told, stats.exits]), flush=True)
+"""
+
+
+@pytest.mark.parametrize("front", ["pool", "asyncio", "trio"])
+@pytest.mark.parametrize(("hook", "answer"), [("on_event", {"n": 1}), ("check", "QueueTimeout")])
+def test_a_hook_that_never_returns_holds_up_neither_close_nor_the_interpreters_end(
+    script: RunScript, front: str, hook: str, answer: Any
+) -> None:
+    running = script(NEVER_RETURNS, front, hook)
+    assert running.line() == [True, answer, {}]
+    assert running.end() == 0, running.errors()
+
+
 # --- a clock that jumps -----------------------------------------------------------------------------------------------
 
 
