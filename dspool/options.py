@@ -155,8 +155,8 @@ class PoolOptions:
             the LM that dspy.configure or dspy.context gave their caller.
         adapter: the pool's DSPy adapter: "chat", "json" or "xml", or an Adapter instance.
         env: variables added to the workers' environment; None as a value removes one.
-        check: hook(worker, request) -> KEEP | Remove(...) | Skip(...), called in the caller before each call is sent. Its
-            time counts towards the call's deadline; what it raises counts as Remove, and is logged.
+        check: hook(worker, request) -> KEEP | Remove(...) | Skip(...), called in the caller before each call is sent.
+            Its time counts towards the call's deadline; what it raises counts as Remove, and is logged.
         on_event: hook(name, fields), called on a thread of its own for each thing that happens to a worker or the pool.
             What it raises is logged; what it is too slow for is counted in `stats().events_dropped`.
         debug_log: a file that gets one line of JSON for each frame of the pool's pipes: time, worker, slot, command,
