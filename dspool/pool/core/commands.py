@@ -92,9 +92,10 @@ class SlotSettled(msgspec.Struct, gc=False):
 
 
 class WorkerReady(msgspec.Struct, gc=False):
-    """A started worker answered its handshake and loaded what it had to."""
+    """A started worker answered its handshake and loaded what it had to: `programs`."""
 
     worker_id: int
+    programs: tuple[str, ...] = ()
 
 
 class WorkerExited(msgspec.Struct):

@@ -86,7 +86,7 @@ class Dispatch(Upkeep):
         elif lease.deadline < self._now:
             self._refuse_late(lease)
         elif (wait_s := self.quarantine.refused(lease.program, self._now)) is not None:
-            self._refuse(lease, refusals.quarantined(lease.program, wait_s, self.options))
+            self._refuse(lease, self._held(lease.program, wait_s))
         return lease.state is CLOSED
 
     def _find(self, lease: Lease) -> Worker | None:
@@ -280,7 +280,7 @@ class Dispatch(Upkeep):
         if lease.deadline <= self._now:
             self._refuse_late(lease)
         elif not lease.trial and (wait_s := self.quarantine.refused(lease.program, self._now)) is not None:
-            self._refuse(lease, refusals.quarantined(lease.program, wait_s, self.options))
+            self._refuse(lease, self._held(lease.program, wait_s))
         elif (worker := self._find(lease)) is not None:
             self._grant(lease, worker)
 
@@ -359,11 +359,15 @@ class Dispatch(Upkeep):
             self.sessions.unqueue(lease.session, lease.lease_id, self._now)
             self._forget_sessions()
 
+    def _held(self, program: str | None, wait_s: float) -> c.Refusal:
+        return refusals.quarantined(program, wait_s, self.quarantine.ends(program), self.options)
+
     def _quarantined(self, program: str) -> None:
-        self._report("program.quarantined", program=program, for_s=self.options.quarantine_s)
+        ends = self.quarantine.ends(program)
+        self._report("program.quarantined", program=program, for_s=self.options.quarantine_s, ends=ends)
         for lease in list(self.queue.everybody()):
             if lease.program == program:
-                self._refuse(lease, refusals.quarantined(program, self.options.quarantine_s, self.options))
+                self._refuse(lease, self._held(program, self.options.quarantine_s))
 
     def _reject_hopeless(self) -> None:
         for waiters, leases in list(self.queue.unpinned()):

@@ -297,16 +297,28 @@ class Fleet(ABC):
         breaker = worker.group.breaker
         if worker.in_flight:
             if report.reason in OWN_EXITS:
-                program = self.quarantine.died(worker.in_flight, self._now)
+                program = self.quarantine.died(worker.in_flight, report, self._now)
                 if program is not None:
                     self._quarantined(program)
             # A trial that ended without a verdict leaves the program as it was.
             for name, call_id in worker.in_flight:
                 self.quarantine.withdrawn(name, call_id)
-        elif not worker.good and report.reason in UNASKED:
+        elif report.reason in UNASKED and not self._stood_the_test(worker):
             self._start_failed(worker, report)
         if breaker.trial == worker.worker_id:
             breaker.trial = None  # it ended, but not by a boot failure: another one is tried
+
+    def _stood_the_test(self, worker: Worker) -> bool:
+        """Whether its end, whatever it was, is no boot failure: it gave an answer or a pong, or lived long enough.
+
+        A loop of starts that each last as long as the window never fills it, so one that lived so long is in none. Only
+        a half-open breaker's trial is judged by its word alone.
+        """
+        if worker.good:
+            return True
+        if worker.ready_at is None or worker.group.breaker.trial == worker.worker_id:
+            return False
+        return self._now - worker.ready_at >= self.options.restart_window_s
 
     def _start_failed(self, worker: Worker, report: ExitReport) -> None:
         group = worker.group

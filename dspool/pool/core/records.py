@@ -137,7 +137,7 @@ class Worker(msgspec.Struct):
     idle_since: float = 0.0
     calls: int = 0
     good: bool = False
-    """It gave an answer."""
+    """It gave an answer, or a pong."""
     programs: dict[str, None] = {}
     """Programs it holds warm, the most recently used last."""
     last_program: str | None = None

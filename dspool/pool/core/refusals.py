@@ -87,11 +87,11 @@ def session_lost(session: str | None) -> Refusal:
     return Refusal("SessionLost", message)
 
 
-def quarantined(program: str | None, wait_s: float, options: PoolOptions) -> Refusal:
-    """The program keeps killing workers."""
+def quarantined(program: str | None, wait_s: float, ends: Sequence[str], options: PoolOptions) -> Refusal:
+    """The program keeps killing workers. `ends`: how the last of them ended."""
     message = (
         f"holds program {program} in quarantine: {options.quarantine_after} calls of it in a row ended their "
-        f"worker; it is tried again in {wait_s:.1f} s, or after release({program!r})"
+        f"worker ({'; '.join(ends)}); it is tried again in {wait_s:.1f} s, or after release({program!r})"
     )
     return Refusal("ProgramQuarantined", message, retry_after_s=wait_s)
 

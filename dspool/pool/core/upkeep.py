@@ -29,6 +29,8 @@ class Upkeep(Fleet):
             return
         number, group = worker.worker_id, worker.group
         worker.to(READY)
+        for program in command.programs:
+            self._holds(worker, program)
         worker.ready_at = worker.idle_since = self._now
         worker.free = list(range(len(worker.slots) - 1, -1, -1))
         self._stale = True
@@ -50,6 +52,20 @@ class Upkeep(Fleet):
             self._offer(worker)
             if group.breaker.trial == number:
                 self._probe(worker)
+
+    def _holds(self, worker: Worker, program: str) -> None:
+        """The worker holds another program warm than the one it ran last, and may have put its oldest one out."""
+        worker.last_program = program
+        programs = worker.programs
+        if program in programs:
+            programs[program] = programs.pop(program)
+            return
+        programs[program] = None
+        worker.group.idle.holds(worker, program)
+        if len(programs) > self.options.max_programs:
+            oldest = next(iter(programs))
+            del programs[oldest]
+            worker.group.idle.forget(worker, oldest)
 
     def _take_over(self, worker: Worker) -> None:
         """The replacement is ready: the due worker goes."""
@@ -204,6 +220,7 @@ class Upkeep(Fleet):
 
     def _proved_good(self, worker: Worker) -> None:
         """An answer or a pong: if it was the half-open breaker's trial, starts are allowed again."""
+        worker.good = True
         breaker = worker.group.breaker
         if breaker.trial == worker.worker_id and breaker.close():
             self._report("pool.breaker_closed", group=worker.group.name)
