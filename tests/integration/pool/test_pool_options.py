@@ -62,6 +62,7 @@ def test_warm_programs_are_loaded_before_the_pool_is_open(
     pool = make_pool(workers=2, warm=["warm_ones:double", os.getpid])
     loaded = {path.name for path in tmp_path.glob("loaded-*")}
     assert loaded == {f"loaded-{worker.pid}" for worker in pool.workers()}
+    assert [worker.programs for worker in pool.workers()] == [2, 2]
     assert pool.run("warm_ones:double", {"number": 4}) == 8
     assert pool.run(os.getpid, {}) in {worker.pid for worker in pool.workers()}
 
