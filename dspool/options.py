@@ -83,6 +83,7 @@ RANGES: dict[str, _Range] = {
     "max_requests": _Range(1, none=True, whole=True),
     "max_lifetime_s": _Range(0.001, none=True),
     "max_rss_bytes": _Range(1, none=True, whole=True),
+    "max_rss_growth_bytes": _Range(1, none=True, whole=True),
     "ping_interval_s": _Range(0.001, none=True),
     "ping_timeout_s": _POSITIVE,
     "ping_failures": _Range(1, whole=True),
@@ -168,7 +169,9 @@ class PoolOptions:
         max_retries: how often an idempotent call is sent again after its worker was lost.
         max_requests: calls after which a worker is replaced (10 % jitter); None: never.
         max_lifetime_s: seconds after which a worker is replaced (10 % jitter); None: never.
-        max_rss_bytes: resident memory over which a worker is replaced, seen twice in a row; None: never.
+        max_rss_bytes: resident memory over which a worker is replaced, seen twice in a row (10 % jitter); None: never.
+        max_rss_growth_bytes: the same for what it has beyond its first sample after its first answered call. Leave room
+            for programs that it loads later; None: never.
         ping_interval_s: seconds a worker is idle before it is pinged; None: never.
         ping_timeout_s: seconds it has to answer.
         ping_failures: pings in a row it may miss before it is removed.
@@ -214,6 +217,7 @@ class PoolOptions:
     max_requests: int | None = None
     max_lifetime_s: float | None = None
     max_rss_bytes: int | None = None
+    max_rss_growth_bytes: int | None = None
     ping_interval_s: float | None = 30.0
     ping_timeout_s: float = 5.0
     ping_failures: int = 3

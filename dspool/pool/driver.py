@@ -366,7 +366,7 @@ class Driver:
 
     def worker_due(self, worker_id: int) -> None:
         """A worker should be replaced when there is time."""
-        self.order(c.Recycle(worker_id))
+        self.order(c.Recycle(worker_id, "its template died"))
 
     def start_method_changed(self, start_method: str, reason: str) -> None:
         """Workers are started in another way than before."""

@@ -143,9 +143,10 @@ class Reload(msgspec.Struct, gc=False):
 
 
 class Recycle(msgspec.Struct, gc=False):
-    """Replace one worker in the same way."""
+    """Replace one worker in the same way. `detail`: why."""
 
     worker_id: int
+    detail: str = ""
 
 
 class Release(msgspec.Struct, gc=False):

@@ -14,7 +14,7 @@ from math import nextafter
 from typing import Literal
 
 from dspool.options import MAX_REMOVALS
-from dspool.pool.core import commands as c, refusals
+from dspool.pool.core import commands as c, recycling, refusals
 from dspool.pool.core.dispatch import ABANDONED, CANCELLING, CHECKING, CLOSED, GRANTED, QUEUED, SLOT_CLOSED, Dispatch
 from dspool.pool.core.fleet import DRAINING, READY, STOPPING
 from dspool.pool.core.records import Lease, Worker
@@ -139,7 +139,7 @@ class Endings(Dispatch):
             if not worker.good:
                 self._proved_good(worker)
             if worker.calls >= worker.request_limit:
-                self._mark_due(worker, "recycle_requests")
+                self._mark_due(worker, "recycle_requests", recycling.by_requests(worker, self.options))
         if lease.session is not None:
             self.sessions.table[lease.session].answered(lease.worker_id)
 

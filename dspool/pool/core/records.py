@@ -158,7 +158,10 @@ class Worker(msgspec.Struct):
     probing: bool = False
     missed_pings: int = 0
     rss_bytes: int | None = None
+    warm_rss_bytes: int | None = None
+    """The first sample after its first answered call."""
     rss_over: int = 0
+    """Samples in a row that were too large."""
     request_limit: float = INFINITY
     in_flight: list[tuple[str | None, int]] = []
     """(program, call_id) of the calls that were in it when it was first known to be dead."""

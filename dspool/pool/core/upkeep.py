@@ -6,7 +6,7 @@ replacement to wait for.
 
 from __future__ import annotations
 
-from dspool.pool.core import commands as c
+from dspool.pool.core import commands as c, recycling
 from dspool.pool.core.fleet import OVER, READY, STARTING, STOPPING, Fleet
 from dspool.pool.core.records import Group, Worker
 from dspool.pool.core.states import PoolState
@@ -78,12 +78,12 @@ class Upkeep(Fleet):
 
     # --- due ------------------------------------------------------------------------------------------------------
 
-    def _mark_due(self, worker: Worker, reason: ExitReason) -> None:
+    def _mark_due(self, worker: Worker, reason: ExitReason, detail: str) -> None:
         """Retire it once its replacement is ready; where there is no replacement to wait for, now."""
         if worker.due is not None or worker.state not in (STARTING, READY):
             return
         worker.due = reason
-        self._report("worker.due", worker_id=worker.worker_id, reason=reason)
+        self._report("worker.due", worker_id=worker.worker_id, reason=reason, detail=detail)
         if worker.state is READY:
             self._await_replacement(worker)
 
@@ -104,32 +104,31 @@ class Upkeep(Fleet):
                 self.timers.disarm("breaker", group.number)
                 self._report("pool.breaker_closed", group=group.name)
         for worker in list(self.workers.values()):
-            self._mark_due(worker, "reloaded")
+            self._mark_due(worker, "reloaded", recycling.BY_RELOAD)
         self._stale = True
 
     def _on_recycle(self, command: c.Recycle) -> None:
         worker = self.workers.get(command.worker_id)
         if worker is not None:
-            self._mark_due(worker, "reloaded")
+            self._mark_due(worker, "reloaded", command.detail or recycling.BY_HAND)
 
     def _on_rss_sampled(self, command: c.RssSampled) -> None:
         worker = self.workers.get(command.worker_id)
         if worker is None:
             return
         worker.rss_bytes = command.rss_bytes
-        limit = self.options.max_rss_bytes
-        if limit is None or command.rss_bytes <= self._shortened(limit, worker.worker_id):
-            worker.rss_over = 0
-            return
-        worker.rss_over += 1
-        if worker.rss_over < 2:
+        if worker.warm_rss_bytes is None and worker.calls:
+            worker.warm_rss_bytes = command.rss_bytes
+        detail = recycling.by_memory(worker, self._shortened(1.0, worker.worker_id), self.options)
+        worker.rss_over = 0 if detail is None else worker.rss_over + 1
+        if detail is None or worker.rss_over < recycling.SAMPLES_OVER:
             return
         if worker.calls or worker.leased:
-            self._mark_due(worker, "recycle_memory")
-        elif worker.rss_over == 2:  # a successor would be as large before its first call, and its successor too
-            detail = "it ran no call yet: max_rss_bytes is less than a worker needs; raise it"
-            sizes = {"rss_bytes": command.rss_bytes, "max_rss_bytes": limit}
-            self._report("worker.too_large", worker_id=worker.worker_id, detail=detail, **sizes)
+            self._mark_due(worker, "recycle_memory", detail)
+        elif worker.rss_over == recycling.SAMPLES_OVER:
+            said = f"it ran no call yet, and {detail}: that is less than a worker needs; raise it"
+            sizes = {"rss_bytes": command.rss_bytes, "max_rss_bytes": self.options.max_rss_bytes}
+            self._report("worker.too_large", worker_id=worker.worker_id, detail=said, **sizes)
 
     # --- size -----------------------------------------------------------------------------------------------------
 
@@ -234,7 +233,7 @@ class Upkeep(Fleet):
             detail = f"not ready within start_timeout_s={self.options.start_timeout_s:g}"
             self._remove(worker, "start_timeout", detail, dump=True)
         elif kind == "age":
-            self._mark_due(worker, "recycle_age")
+            self._mark_due(worker, "recycle_age", recycling.by_age(worker, self._now, self.options))
         elif kind == "linger":
             self._lingered(worker)
         elif kind == "ping":
