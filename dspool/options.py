@@ -74,6 +74,8 @@ RANGES: dict[str, _Range] = {
     "queue_timeout_s": _Range(0, none=True),
     "max_waiting": _Range(0, 1_000_000, whole=True),
     "max_waiting_bytes": _Range(0, whole=True),
+    "shed_target_s": _Range(0.001, none=True),
+    "shed_interval_s": _POSITIVE,
     "max_frame_bytes": _Range(1024, 2**32 - 1, whole=True),
     "max_restarts": _Range(0, whole=True),
     "restart_window_s": _POSITIVE,
@@ -147,6 +149,10 @@ class PoolOptions:
         queue_timeout_s: deadline of the wait for a worker alone, in seconds; None: the call's own.
         max_waiting: calls that may wait for a worker; 0 never queues.
         max_waiting_bytes: bytes of encoded inputs that may wait.
+        shed_target_s: the longest wait for a worker that is good, in seconds; None: calls wait until their deadlines.
+            When every wait was longer for `shed_interval_s`, the pool is overloaded: calls that have waited more than
+            twice as long get PoolSaturated, until somebody is served in time again.
+        shed_interval_s: how long that must have lasted, in seconds; shorter bursts are left to wait.
         max_frame_bytes: the largest message either way.
         preload: modules a worker imports before it is ready. With "template" they are imported once, in the process
             that workers are forked from, so they must start no thread and open no connection; where one does, workers
@@ -199,6 +205,8 @@ class PoolOptions:
     queue_timeout_s: float | None = None
     max_waiting: int = 1000
     max_waiting_bytes: int = 256 * 2**20
+    shed_target_s: float | None = None
+    shed_interval_s: float = 1.0
     max_frame_bytes: int = 64 * 2**20
     preload: tuple[str, ...] = ()
     warm: tuple[Any, ...] = ()

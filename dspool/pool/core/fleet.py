@@ -89,6 +89,10 @@ class Fleet(ABC):
         """These sessions' pins changed: their waiters stand elsewhere now."""
 
     @abstractmethod
+    def _lines_begin_anew(self) -> None:
+        """Waits until now say nothing about how busy the workers are."""
+
+    @abstractmethod
     def _quarantined(self, program: str) -> None:
         """Refuse the waiters of a program that is quarantined from now on."""
 
@@ -147,6 +151,10 @@ class Fleet(ABC):
             return False
         assert self.options.start_concurrency is not None
         return sum(each.starting for each in self.groups.values()) < self.options.start_concurrency
+
+    def _start_possible(self, group: Group) -> bool:
+        """Whether another worker of this group is on its way or will be: now, after a back-off, or after an exit."""
+        return group.breaker.state != "open" and group.lendable < group.size + group.overflow
 
     def _wants_more(self, group: Group) -> bool:
         """Whether another worker is needed and the limit of law 4 leaves room for it."""
@@ -299,6 +307,8 @@ class Fleet(ABC):
             if report.reason in OWN_EXITS:
                 program = self.quarantine.died(worker.in_flight, report, self._now)
                 if program is not None:
+                    ends = self.quarantine.ends(program)
+                    self._report("program.quarantined", program=program, for_s=self.options.quarantine_s, ends=ends)
                     self._quarantined(program)
             # A trial that ended without a verdict leaves the program as it was.
             for name, call_id in worker.in_flight:

@@ -23,6 +23,7 @@ from dspool.types import Affinity, ExitReason
 
 if TYPE_CHECKING:
     from dspool.pool.core.idle import IdleWorkers
+    from dspool.pool.core.shedding import Line
 
 WaitKey = tuple[int | None, frozenset[str], frozenset[int]]
 """A class of waiters: the worker they are pinned to, the labels they require, the workers that skipped them."""
@@ -62,6 +63,8 @@ class Lease(msgspec.Struct):
     state: LeaseState = LeaseState.QUEUED
     wait_key: WaitKey | None = None
     """Where it stands in the queue; None while it doesn't."""
+    line: Line | None = None
+    """Where it stands as a newcomer that waits for its first grant, in a pool that sheds."""
     worker_id: int | None = None
     slot: int = -1
     granted_at: float = 0.0

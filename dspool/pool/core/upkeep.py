@@ -41,6 +41,8 @@ class Upkeep(Fleet):
             self.timers.arm(self._now + self._shortened(self.options.max_lifetime_s, number), "age", number)
         if self.options.ping_interval_s is not None:
             self.timers.arm(self._now + self.options.ping_interval_s, "ping", number)
+        if group.ready == 1:
+            self._lines_begin_anew()
         group.breaker.became_ready()
         self._report("worker.ready", worker_id=number, group=group.name, took_s=self._now - worker.started_at)
         if self.heir is worker:
