@@ -247,7 +247,7 @@ class Driver:
 
     def _stats(self) -> PoolStats:
         more = {"start_method": self.start_method, "start_method_reason": self.start_method_reason}
-        return pool_stats(self.core, self.name, **more)
+        return pool_stats(self.core, self.name, time.monotonic(), **more)
 
     def health(self) -> PoolHealth:
         """Ready workers against the target."""

@@ -280,6 +280,8 @@ async def test_a_program_that_raises_leaves_the_worker_healthy(world: World) -> 
         assert await pool.tokens() == before
         stats = await pool.stats()
         assert (stats.calls_failed, stats.exits) == (1, {})
+        assert stats.consecutive_failures == 1
+        assert "ValueError: no luck today" in stats.last_error
 
 
 async def test_a_result_that_cannot_be_sent_is_a_program_error(world: World) -> None:

@@ -60,19 +60,24 @@ class RunStarted(msgspec.Struct, gc=False):
 
 
 class RunEnded(msgspec.Struct, gc=False):
-    """That run ended and the lease is kept."""
+    """That run ended and the lease is kept. `error`: what a failed one raised, in a few words."""
 
     lease_id: int
     outcome: Outcome
+    error: str = ""
 
 
 class Checkin(msgspec.Struct, gc=False):
-    """The lease is over. "lost": the worker's pipe ended. Remove: it is killed, for `exit_reason`."""
+    """The lease is over. "lost": the worker's pipe ended. Remove: it is killed, for `exit_reason`.
+
+    `error`: what the program raised, in a few words.
+    """
 
     lease_id: int
     outcome: Outcome = "ok"
     verdict: Verdict = KEEP
     exit_reason: ExitReason = "removed"
+    error: str = ""
 
 
 class Cancel(msgspec.Struct, gc=False):

@@ -273,6 +273,7 @@ class Dispatch(Overload):
             self._place_loose()
             self._fill()
             self._reject_hopeless()
+        self._tell_health()
 
     def _place_loose(self) -> None:
         while self._loose:

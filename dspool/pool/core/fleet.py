@@ -16,16 +16,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from dspool.options import PoolOptions
-from dspool.pool.core import commands as c
+from dspool.pool.core import commands as c, health
 from dspool.pool.core.affinity import Session, Sessions
+from dspool.pool.core.health import Outcomes
 from dspool.pool.core.idle import IdleWorkers
 from dspool.pool.core.queue import WaitQueue
 from dspool.pool.core.records import Group, Lease, Slot, Worker
-from dspool.pool.core.restarts import Breaker, Quarantine
+from dspool.pool.core.restarts import Breaker, Quarantine, how_it_ended
 from dspool.pool.core.states import POOL_MOVES, PoolState, SlotState, WorkerState, moved
 from dspool.pool.core.stats import Counters
 from dspool.pool.core.timers import Timers
-from dspool.types import ExitReason, ExitReport
+from dspool.types import ExitReason, ExitReport, HealthStatus
 
 STARTING, READY, DRAINING, STOPPING, GONE = WorkerState
 OVER = (PoolState.CLOSING, PoolState.CLOSED)
@@ -68,6 +69,10 @@ class Fleet(ABC):
         self.timers = Timers()
         self.queue = WaitQueue(self.leases, self._fitting)
         self.counters = Counters()
+        self.outcomes = Outcomes()
+        self.health: HealthStatus
+        """As it was told last."""
+        self.health, _, _ = health.judge(self.groups.values(), lazy=options.lazy)
         self.heir: Worker | None = None
         """The replacement that is starting for a due worker."""
         self.close_deadline = c.INFINITY
@@ -103,6 +108,13 @@ class Fleet(ABC):
 
     def _report(self, event: str, **fields: Any) -> None:
         self._effects.append(c.Report(event, fields))
+
+    def _tell_health(self) -> None:
+        """The fleet may have changed. A pool that closes is neither well nor ill."""
+        status, ready, target = health.judge(self.groups.values(), lazy=self.options.lazy)
+        if status != self.health and self.state not in OVER:
+            self._report("pool.health", status=status, before=self.health, ready=ready, target=target)
+            self.health = status
 
     def _become(self, state: PoolState) -> None:
         self.state = moved(POOL_MOVES, self.state, state)
@@ -191,6 +203,7 @@ class Fleet(ABC):
         group.starting += 1
         if group.breaker.state == "half_open":
             group.breaker.trial = worker.worker_id
+            self._stale = True  # the pool's health depends on it
         self.counters.started += 1
         self.timers.arm(self._now + self.options.start_timeout_s, "start", worker.worker_id)
         self._emit(c.Spawn(worker.worker_id, group.name))
@@ -281,7 +294,10 @@ class Fleet(ABC):
         exits = self.counters.exits
         exits[report.reason] = exits.get(report.reason, 0) + 1
         self.counters.last_exit = report
-        event = "worker.lost" if report.reason in UNASKED else "worker.ended"
+        event = "worker.ended"
+        if report.reason in UNASKED:
+            event = "worker.lost"
+            self.outcomes.note(how_it_ended(report), self._now)
         self._report(event, worker_id=worker.worker_id, group=group.name, report=report)
         self._judge_exit(worker, report)
         if self.state is PoolState.CLOSING:
@@ -335,7 +351,13 @@ class Fleet(ABC):
         breaker, jitter = group.breaker, self._jitter(worker.worker_id)
         self.counters.start_failures += 1
         if breaker.failed(worker.worker_id, report, self._now, jitter, was_ready=worker.ready_at is not None):
-            self._report("pool.breaker_opened", group=group.name, failures=len(breaker.failures))
+            self._report(
+                "pool.breaker_opened",
+                group=group.name,
+                failures=len(breaker.failures),
+                last=how_it_ended(report),
+                for_s=breaker.cooldown_s,
+            )
             self.timers.arm(self._now + breaker.cooldown_s, "breaker", group.number)
         elif breaker.not_before > self._now:
             self.timers.arm(breaker.not_before, "backoff", group.number)

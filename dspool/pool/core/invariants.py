@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from dspool.options import MAX_REMOVALS
-from dspool.pool.core import commands as c
+from dspool.pool.core import commands as c, health
 from dspool.pool.core.machine import PoolCore
 from dspool.pool.core.records import Group, Lease, Worker
 from dspool.pool.core.states import LeaseState, PoolState, SlotState, WorkerState
@@ -45,6 +45,9 @@ def check(core: PoolCore) -> None:
     _check_sessions(core)
     _check_bounds(core)
     _check_timers(core)
+    if core.state not in _OVER:
+        status, _, _ = health.judge(core.groups.values(), lazy=core.options.lazy)
+        assert core.health == status, f"the pool is {status} and was told to be {core.health}"
     if core.state is PoolState.CLOSED:
         assert not core.workers, "a closed pool has workers"
 

@@ -189,7 +189,7 @@ class Quarantine(msgspec.Struct):
         record = self.records.setdefault(program, _Record())
         while len(self.records) > MAX_TRACKED_PROGRAMS:
             del self.records[next(iter(self.records))]
-        if record.died(frozenset(call_id for _, call_id in in_flight), _how(report)) < self.after:
+        if record.died(frozenset(call_id for _, call_id in in_flight), how_it_ended(report)) < self.after:
             return None
         del record.deaths[: -self.after]
         record.until, record.held, record.trial = now + self.time_s, True, None
@@ -211,6 +211,7 @@ class Quarantine(msgspec.Struct):
         return tuple(program for program, record in self.records.items() if record.held)
 
 
-def _how(report: ExitReport) -> str:
+def how_it_ended(report: ExitReport) -> str:
+    """A worker's end in a few words."""
     text = f"worker {report.worker_id}: {report.reason}{', ' + report.detail if report.detail else ''}"
     return text if len(text) <= _END_CHARS else text[: _END_CHARS - 3] + "..."

@@ -41,7 +41,7 @@ def shedding(workers: Any = 1, **options: Any) -> World:
 
 
 def is_shedding(world: World) -> bool:
-    return pool_stats(world.core, "w").shedding
+    return pool_stats(world.core, "w", world.now).shedding
 
 
 def overloaded() -> tuple[World, int, int]:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 
 
 def stats(world: World) -> PoolStats:
-    return pool_stats(world.core, "w")
+    return pool_stats(world.core, "w", world.now)
 
 
 def info(world: World, worker_id: int) -> WorkerInfo:
@@ -177,7 +177,7 @@ def test_exits_are_counted_by_reason_and_the_last_is_kept() -> None:
 
 
 def test_more_that_the_driver_knows_is_passed_through() -> None:
-    assert pool_stats(World(workers=1).core, "w", start_method_reason="why").start_method_reason == "why"
+    assert pool_stats(World(workers=1).core, "w", 0.0, start_method_reason="why").start_method_reason == "why"
 
 
 def test_sessions_suspects_and_quarantined_programs_are_listed() -> None:
