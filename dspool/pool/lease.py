@@ -235,7 +235,10 @@ def call(
                 if not again or time.monotonic() >= deadline:
                     raise error from (end if isinstance(end, ProtocolError) else None)
             else:
-                driver.step(c.Checkin(lease_id, "ok" if response.success else "failed"))
+                checkin = c.Checkin(lease_id)
+                if not response.success:
+                    checkin.outcome, checkin.error = "failed", _gist(response)
+                driver.step(checkin)
                 closed = True
                 assert lease.worker_id is not None
                 return response, lease.worker_id
@@ -286,7 +289,7 @@ def run_in(
             over = False
             raise error from (None if isinstance(end, DeadlinePassed) else end)
         over = False
-        driver.step(c.RunEnded(lease_id, "ok" if response.success else "failed"))
+        driver.step(c.RunEnded(lease_id, "ok") if response.success else c.RunEnded(lease_id, "failed", _gist(response)))
         return response
     finally:
         if over:
@@ -318,6 +321,13 @@ def settle(driver: Driver, worker_id: int, slot: int, lease_id: int) -> Steps[No
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def _gist(response: Response) -> str:
+    """A failed call's error in a line."""
+    info = response.error_info
+    text = response.error or "" if info is None else f"{info.type}: {info.message}" if info.type else info.message
+    return " ".join(text[:500].split())
 
 
 def _queue_timeout(driver: Driver, lease: LeaseRecord) -> QueueTimeout:

@@ -280,6 +280,8 @@ async def test_a_program_that_raises_leaves_the_worker_healthy(world: World) -> 
         assert await pool.tokens() == before
         stats = await pool.stats()
         assert (stats.calls_failed, stats.exits) == (1, {})
+        assert stats.consecutive_failures == 1
+        assert "ValueError: no luck today" in stats.last_error
 
 
 async def test_a_result_that_cannot_be_sent_is_a_program_error(world: World) -> None:
@@ -378,6 +380,26 @@ async def test_the_queue_is_bounded(world: World) -> None:
         holder.let_go()
         await gather(held, waits)
         assert (await pool.stats()).rejected == {"PoolSaturated": 1}
+
+
+@pytest.mark.narrow
+async def test_an_overloaded_pool_refuses_those_who_have_waited_too_long_though_no_worker_comes_free(
+    world: World,
+) -> None:
+    gate = world.gate()
+    async with world.pool(shed_target_s=0.01, shed_interval_s=0.02) as pool, beside() as calls:
+        held = calls.start(pool.meet, gate)
+        holder = await gate.arrival()
+        with pytest.raises(dspool.PoolSaturated, match="is overloaded") as caught:
+            await pool.run()
+        assert caught.value.retryable
+        await pool.events.wait("pool.shedding_began")
+        assert (await pool.events.wait("pool.shedding_ended"))["shed"] == 1
+        holder.let_go()
+        await gather(held)
+        assert await pool.run(value=1) == 1
+        stats = await pool.stats()
+        assert (stats.shed, stats.shedding, stats.rejected) == (1, False, {"PoolSaturated": 1})
 
 
 @pytest.mark.only("asyncio", "trio")
