@@ -180,6 +180,8 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     start_method: str = "spawn"
     start_method_reason: str = ""
     """Why another start method is used than the one asked for; empty where it is the same."""
+    events_dropped: int = 0
+    """Events that the on_event hook was not told of, because it was too slow."""
 
 
 class PoolHealth(msgspec.Struct, frozen=True, kw_only=True):

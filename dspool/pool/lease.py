@@ -35,6 +35,7 @@ from dspool.pool.programs import Program
 from dspool.pool.slot_pipe import PipeEnded, SlotPipe
 from dspool.protocol.messages import CreateArgs, Response
 from dspool.protocol.requests import encode_request
+from dspool.signals import let_through
 from dspool.types import CheckoutRequest, ExitReport, Keep, Remove, Skip, Verdict
 
 GRANT: Final = "grant"
@@ -156,6 +157,7 @@ def _ask_hook(driver: Driver, lease: LeaseRecord, limit: float) -> Steps[Verdict
     try:
         verdict = yield (HOOK, lambda: check(worker, request), limit)
     except Exception as error:
+        let_through(error)
         driver.report("hook.failed", hook="check", worker_id=lease.worker_id, error=repr(error), traceback=format_exc())
         return Remove(f"the check hook raised {type(error).__name__}: {error}")
     if isinstance(verdict, Keep) or (isinstance(verdict, (Remove, Skip)) and isinstance(verdict.reason, str)):

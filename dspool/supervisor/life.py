@@ -91,6 +91,7 @@ class WorkerProcess:
         dspy_version: DSPy's version in its environment, or None.
         python_version: its interpreter's.
         phase: where it is in its life.
+        begun: live() has taken its first step.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class WorkerProcess:
         self.dspy_version: str | None = None
         self.python_version = ""
         self.phase = Phase.LAUNCHING
+        self.begun = False
         self._options = options
         self._listener = listener
         self._oom = oom
@@ -140,6 +142,7 @@ class WorkerProcess:
 
     async def live(self, launcher: Launcher, boot_config: Callable[[int, str], BootConfig]) -> None:
         """Launch it, serve it until it is dead, report. Cancelling it from outside does nothing; abandon() ends it."""
+        self.begun = True
         with self._scope:
             launched = False
             try:
@@ -162,7 +165,7 @@ class WorkerProcess:
         self._scope.cancel()
 
     def never_lived(self) -> None:
-        """In place of live(), where asyncio ended the task before its first step, as it does when a loop is closed."""
+        """In place of live(), where asyncio ended the task before its first step, as it does when a loop ends."""
         self.phase = Phase.GONE
         self._report(self._ending())
 

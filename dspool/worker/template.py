@@ -35,6 +35,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 from dspool.protocol.codec import MSGPACK
@@ -102,7 +103,7 @@ class Template:
     def _prepare(self, wanted: Prepare) -> None:
         template = os.getpid()
         try:
-            prepare(wanted)
+            culprit = prepare(wanted, self._broken_rule_at_first)
         except BaseException as error:
             if os.getpid() != template:
                 os._exit(1)
@@ -123,7 +124,10 @@ class Template:
         adopt_orphans()
         gc.collect()
         gc.freeze()
-        self._send(Prepared(_no_pidfds() or self._broken_rule_at_first() or ""))
+        unsafe = self._broken_rule_at_first()
+        if unsafe and culprit:
+            unsafe = f"{unsafe} (since the import of {culprit!r})"
+        self._send(Prepared(_no_pidfds() or unsafe or ""))
 
     def _broken_rule_at_first(self) -> str | None:
         try:
@@ -259,23 +263,32 @@ class Template:
             send_record(self._control, record, fds)
 
 
-def prepare(wanted: Prepare) -> None:
+def prepare(wanted: Prepare, broken: Callable[[], str | None]) -> str | None:
     """Import what the workers will need, and warm it.
+
+    Args:
+        wanted: what that is.
+        broken: the rule for what is forked that this process breaks now.
+
+    Returns:
+        The module since whose import a rule is broken; None where none is, or where it was none of them.
 
     Raises:
         BaseException: whatever the imports raise.
     """
     set_sys_path(wanted.sys_path)
-    if wanted.dspy and importlib.util.find_spec("dspy") is not None:
-        importlib.import_module("dspy")
-    for module in wanted.preload:
+    dspy = ("dspy",) if wanted.dspy and importlib.util.find_spec("dspy") is not None else ()
+    culprit = None
+    for module in (*dspy, *wanted.preload):
         importlib.import_module(module)
+        culprit = (culprit or module) if broken() else None
     warm_boot()
     if "dspy" in sys.modules:
         try:
             warm_dspy()
         except Exception:  # another DSPy than the one this was written for; its first call in a worker does it then
             traceback.print_exc()
+    return culprit
 
 
 def warm_boot() -> None:

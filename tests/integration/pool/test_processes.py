@@ -281,12 +281,14 @@ def test_env_reaches_the_workers_and_none_removes_a_variable(
     assert pool.run(os.getenv, {"key": "DSPOOL_TEST_REMOVED"}) is None
 
 
+@pytest.mark.parametrize("start_method", ["template", "spawn"])
 def test_the_defaults_of_a_workers_environment_can_be_changed_and_removed(
-    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, start_method: str
 ) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LITELLM_LOCAL_MODEL_COST_MAP"):
         monkeypatch.delenv(name, raising=False)
-    pool = make_pool(workers=1, env={"OMP_NUM_THREADS": None, "LITELLM_LOCAL_MODEL_COST_MAP": "false"})
+    env = {"OMP_NUM_THREADS": None, "LITELLM_LOCAL_MODEL_COST_MAP": "false"}
+    pool = make_pool(workers=1, env=env, start_method=start_method)
     found = {name: pool.run(os.getenv, {"key": f"{name}_NUM_THREADS"}) for name in ("OMP", "MKL")}
     assert found == {"OMP": None, "MKL": "1"}
     assert pool.run(os.getenv, {"key": "LITELLM_LOCAL_MODEL_COST_MAP"}) == "false"
