@@ -20,16 +20,17 @@ class Crowd:
     Args:
         size: how many.
         work: what each does; it has to look at `over` where it goes round and round.
+        first: called once when all are there, just before they begin.
 
     Attributes:
         over: set when they should end.
     """
 
-    def __init__(self, size: int, work: Callable[[int], None]) -> None:
+    def __init__(self, size: int, work: Callable[[int], None], first: Callable[[], None] | None = None) -> None:
         self.over = threading.Event()
         self._work = work
         self._errors: list[BaseException] = []
-        self._start = threading.Barrier(size)
+        self._start = threading.Barrier(size, first)
         self._threads = [
             threading.Thread(target=self._serve, args=(number,), name=f"caller-{number}", daemon=True)
             for number in range(size)

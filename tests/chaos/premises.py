@@ -103,7 +103,7 @@ class Premises:
             "processes": len(self.processes()),
             "zombies": sum(1 for pid in children(os.getpid()) if _state(pid) == "Z"),
             "descriptors": len(os.listdir("/proc/self/fd")) - 1,  # without the one that lists them
-            "threads": threading.active_count(),
+            "threads": len(self._census.new_threads()),  # without those that libraries keep for the next user
             "files": sum(len(files) for _, _, files in os.walk(self._temporary)),
         }
 

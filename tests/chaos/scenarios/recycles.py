@@ -1,9 +1,9 @@
 """Workers replaced after every ten calls, thousands of times: nothing piles up in the manager or around it.
 
-Eight threads call without a pause. What there is of processes, zombies, descriptors, threads and temporary files is
-compared twice, each time with nothing under way: with the pool open, before the first call and after the last, and
-without it. The memory of manager and template is sampled all the way; its slope is that of the line that fits the
-samples best, without those of the first quarter.
+Eight threads call as fast as workers are replaced: ten calls for each worker that has ended. What there is of processes,
+zombies, descriptors, threads and temporary files is compared twice, each time with nothing under way: with the pool
+open, before the first call and after the last, and without it. The memory of manager and template is sampled all the
+way; its slope is that of the line that fits the samples best, without those of the first quarter.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import os
 import statistics
 import threading
 import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import dspool
 from tests.chaos.crowd import Crowd
@@ -29,23 +32,43 @@ GROWTH_GOAL_BYTES = 2**20
 
 
 class _Callers:
-    """Callers that go on until there were enough calls and enough recycles."""
+    """Callers that go on until there were enough calls and enough recycles.
 
-    def __init__(self, pool: dspool.Pool, calls: int, recycles: int) -> None:
-        self.pool, self.calls, self.recycles = pool, calls, recycles
+    Attributes:
+        done: calls of each caller, in a place of its own, so that nobody waits for anybody.
+        watch: the pool's events.
+    """
+
+    def __init__(self, calls: int, recycles: int) -> None:
+        self.calls, self.recycles = calls, recycles
         self.done = [0] * CALLERS
         self.wrong = self.failed = 0
+        self.watch = Watch()
+        self._permits = threading.Semaphore(2 * MAX_REQUESTS * WORKERS)
         self._lock = threading.Lock()
+
+    def on_event(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Of the pool."""
+        self.watch(event, fields)
+        if event == "worker.ended":
+            self._permits.release(MAX_REQUESTS)
+
+    @property
+    def recycled(self) -> int:
+        """How many workers have ended."""
+        return self.watch.counts["worker.ended"]
 
     def enough(self) -> bool:
         """Whether they may end."""
-        return sum(self.done) >= self.calls and recycled(self.pool) >= self.recycles
+        return sum(self.done) >= self.calls and self.recycled >= self.recycles
 
-    def work(self, number: int) -> None:
-        """One caller; `done` counts in its own place, so that nobody waits for anybody."""
-        while not (self.done[number] % 100 == 0 and self.enough()):
+    def work(self, pool: dspool.Pool, number: int) -> None:
+        """One caller."""
+        while not self.enough():
+            if not self._permits.acquire(timeout=PATIENCE_S):
+                raise TimeoutError(f"no worker was replaced for {PATIENCE_S} s: {pool.stats()}")
             try:
-                right = self.pool.run(double, {"number": self.done[number]}) == 2 * self.done[number]
+                right = pool.run(double, {"number": self.done[number]}) == 2 * self.done[number]
             except dspool.PoolClosed:
                 return
             except dspool.DspoolError:
@@ -57,34 +80,28 @@ class _Callers:
             self.done[number] += 1
 
 
-def recycled(pool: dspool.Pool) -> int:
-    """How many workers ended after their calls."""
-    return pool.stats().exits.get("recycle_requests", 0)
-
-
 def recycles(plan: Plan) -> Finding:
     """See the module's docstring."""
     calls = plan.pick(short=2_000, chaos=10_000, soak=100_000)
     wanted = plan.pick(short=100, chaos=800, soak=10_000)
     samples: list[tuple[int, int, int]] = []
-    watch = Watch()
+    callers = _Callers(calls, wanted)
     with Premises() as premises:
-        with dspool.Pool(workers=WORKERS, max_requests=MAX_REQUESTS, on_event=watch) as pool:
-            callers = _Callers(pool, calls, wanted)
-            _at_rest(pool, watch)
+        with dspool.Pool(workers=WORKERS, max_requests=MAX_REQUESTS, on_event=callers.on_event) as pool:
+            _at_rest(pool, callers.watch)
             before = premises.count()
             (template,) = premises.templates()
             began = time.monotonic()
-            with Crowd(CALLERS, callers.work) as crowd:
+            with Crowd(CALLERS, partial(callers.work, pool)) as crowd:
                 while crowd.working:
-                    count = recycled(pool)
+                    count = callers.recycled
                     if count >= (samples[-1][0] if samples else 0) + max(1, wanted // 200):
                         samples.append((count, resident_bytes(os.getpid()), resident_bytes(template)))
                     plan.say(f"{count:,} of {wanted:,} recycles, {sum(callers.done):,} calls")
                     threading.Event().wait(0.01)
                 stuck = crowd.join(time.monotonic() + PATIENCE_S)
             took_s = time.monotonic() - began
-            _at_rest(pool, watch)
+            _at_rest(pool, callers.watch)
             after = premises.count()
             stats = pool.stats()
         left = premises.left()
