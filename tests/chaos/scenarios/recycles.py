@@ -1,9 +1,9 @@
 """Workers replaced after every ten calls, thousands of times: nothing piles up in the manager or around it.
 
-Eight threads call as fast as workers are replaced: ten calls for each worker that has ended. What there is of processes,
-zombies, descriptors, threads and temporary files is compared twice, each time with nothing under way: with the pool
-open, before the first call and after the last, and without it. The memory of manager and template is sampled all the
-way; its slope is that of the line that fits the samples best, without those of the first quarter.
+Eight threads call as fast as workers are replaced: ten calls for each worker that has ended. What there is of
+processes, zombies, descriptors, threads and temporary files is compared twice, each time with nothing under way: with
+the pool open, before the first call and after the last, and without it. The memory of manager and template is sampled
+all the way; its slope is that of the line that fits the samples best, without those of the first quarter.
 """
 
 from __future__ import annotations
