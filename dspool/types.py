@@ -86,6 +86,8 @@ class ExitReport(msgspec.Struct, frozen=True, kw_only=True):
     calls: int = 0
     """Calls it had been given, the last one included."""
     peak_rss_bytes: int | None = None
+    oom_kills: int | None = None
+    """How often the kernel's OOM killer struck in the pool's cgroup while the worker lived, whomever; None: unknown."""
     output_tail: str = ""
     """The last 8 KiB of what it wrote to stdout and stderr."""
     stack_dump: str = ""

@@ -393,8 +393,6 @@ def describe(report: ExitReport | None) -> str:
     text = f"{report.reason} ({how}), pid {report.pid}, {report.age_s:.1f} s old, in its call number {report.calls}"
     if report.detail:
         text += f"; {report.detail}"
-    if report.signal == "SIGKILL" and report.reason in ("crash", "oom_suspect"):
-        text += "; perhaps out of memory"
     if report.output_tail:
         text += f"; its last output: {report.output_tail[-500:]!r}"
     return text

@@ -13,8 +13,10 @@ nothing secret is ever in it. The start method "template" is in templates.py.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -173,6 +175,7 @@ def start_process(
         start_new_session=True,
     )
     try:
+        _arm_lifeline(theirs.lifeline, popen.pid)
         child = SpawnedChild(popen.pid, ours, start_method=start_method)
     except BaseException:
         popen.kill()
@@ -181,6 +184,19 @@ def start_process(
     # The process is collected by whoever holds the child, never by Popen: with a return code it is "over".
     popen.returncode = 0
     return child
+
+
+def _arm_lifeline(lifeline: int, group: int) -> None:
+    """Have the end of a lifeline kill the new process's group at once, and not only when its interpreter is up.
+
+    A descriptor's signal belongs to what it refers to, which the process's copy shares. The process does the same for
+    itself as soon as it can: this one may be killed before it comes to it. Where a preload module hangs, or what was
+    started is no worker at all, nothing else would end it.
+    """
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -group)
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def descriptors_needed(workers: int, slots: int) -> int:
