@@ -129,7 +129,7 @@ class _Books:
 
 def overload(plan: Plan) -> Finding:
     """See the module's docstring."""
-    seconds = plan.pick(short=1, chaos=3, soak=30)
+    seconds = plan.pick(short=1, chaos=2, soak=30)
     books = _Books()
     with Premises() as premises:
         _of_threads("threads", plan, seconds, books, max_waiting=SHORT_QUEUE)
