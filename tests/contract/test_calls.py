@@ -380,6 +380,26 @@ async def test_the_queue_is_bounded(world: World) -> None:
         assert (await pool.stats()).rejected == {"PoolSaturated": 1}
 
 
+@pytest.mark.narrow
+async def test_an_overloaded_pool_refuses_those_who_have_waited_too_long_though_no_worker_comes_free(
+    world: World,
+) -> None:
+    gate = world.gate()
+    async with world.pool(shed_target_s=0.01, shed_interval_s=0.02) as pool, beside() as calls:
+        held = calls.start(pool.meet, gate)
+        holder = await gate.arrival()
+        with pytest.raises(dspool.PoolSaturated, match="is overloaded") as caught:
+            await pool.run()
+        assert caught.value.retryable
+        await pool.events.wait("pool.shedding_began")
+        assert (await pool.events.wait("pool.shedding_ended"))["shed"] == 1
+        holder.let_go()
+        await gather(held)
+        assert await pool.run(value=1) == 1
+        stats = await pool.stats()
+        assert (stats.shed, stats.shedding, stats.rejected) == (1, False, {"PoolSaturated": 1})
+
+
 @pytest.mark.only("asyncio", "trio")
 async def test_a_cancelled_call_costs_its_worker_and_a_queued_one_costs_nothing(world: World) -> None:
     gate = world.gate()
