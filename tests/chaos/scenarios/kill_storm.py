@@ -50,9 +50,8 @@ def _storm(
     with dspool.Pool(name=name, on_event=watch, **OPTIONS, **options) as pool:
         storm = Storm(plan, force, premises, pool.workers, watch)
 
-        def work(_number: int) -> None:
-            while not storm.over.is_set():
-                storm.calm.wait(PATIENCE_S)
+        def work(number: int) -> None:
+            while storm.gate(number).wait(PATIENCE_S) and not storm.over.is_set():
                 call = storm.books.next_call()
                 try:
                     answer = pool.run(perform, call.inputs, idempotent=call.idempotent, timeout_s=TIMEOUT_S)
