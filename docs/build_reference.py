@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: options, errors, commands, public names.
+"""Writes docs/reference/ from the code: options, errors, events, commands, public names.
 
     python docs/build_reference.py            write the pages
     python docs/build_reference.py --check    say which pages differ from what the code gives, and fail
@@ -24,6 +24,7 @@ from dspool import errors
 from dspool.cli.commands import dspool as commands
 from dspool.cli.exits import EXIT_CODES
 from dspool.options import RANGES, PoolOptions, WorkerGroup
+from dspool.pool.events import EVENTS
 from dspool.types import CheckoutRequest, ExitReport, PoolHealth, PoolStats, Remove, Skip, WorkerInfo
 
 FOLDER = Path(__file__).parent / "reference"
@@ -40,7 +41,13 @@ _ENTRY = re.compile(r"^ {4}(\*{0,2}\w+): (.*(?:\n {8,}.*)*)", re.MULTILINE)
 
 def pages() -> dict[str, str]:
     """File name -> text."""
-    return {"options.md": options(), "errors.md": error_tree(), "cli.md": command_line(), "api.md": api()}
+    return {
+        "options.md": options(),
+        "errors.md": error_tree(),
+        "events.md": events(),
+        "cli.md": command_line(),
+        "api.md": api(),
+    }
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -149,6 +156,27 @@ def _prose(docstring: str | None) -> str:
         else:
             lines += [block, ""]
     return "\n".join(lines)
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+def events() -> str:
+    """What a pool tells its on_event hook and its log."""
+    parts = [
+        "# Events\n",
+        MADE_BY,
+        "Each is a call `on_event(name, fields)` on a thread of its own, and a line of the log `dspool.pool`, with the",
+        "pool's name. A hook that raises or blocks harms nobody: up to 1,000 events wait for it, more are dropped.",
+        "`report` is an [ExitReport](api.md); in the log it is its gist. A `pool.health` that says unhealthy is logged",
+        "as a warning.\n",
+        "| event | level | fields | |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, kind in EVENTS.items():
+        fields = ", ".join(f"`{field}`" for field in kind.fields) or "none"
+        parts.append(f"| `{name}` | {kind.level} | {fields} | {_escaped(kind.text)} |")
+    return "\n".join(parts) + "\n"
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

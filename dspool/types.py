@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 Affinity = Literal["hint", "strict", "strict_fail_fast"]
+HealthStatus = Literal["healthy", "degraded", "unhealthy"]
 WorkerState = Literal["starting", "idle", "busy", "draining", "stopping", "gone"]
 
 ExitReason = Literal[
@@ -85,6 +86,8 @@ class ExitReport(msgspec.Struct, frozen=True, kw_only=True):
     calls: int = 0
     """Calls it had been given, the last one included."""
     peak_rss_bytes: int | None = None
+    oom_kills: int | None = None
+    """How often the kernel's OOM killer struck in the pool's cgroup while the worker lived, whomever; None: unknown."""
     output_tail: str = ""
     """The last 8 KiB of what it wrote to stdout and stderr."""
     stack_dump: str = ""
@@ -132,6 +135,8 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     leased: int
     sessions: int
     paused: bool
+    shedding: bool
+    """Whether calls that wait are refused because the pool is overloaded (`shed_target_s`)."""
     breaker: Literal["closed", "open", "half_open"]
     quarantined: tuple[str, ...]
     suspects: tuple[str, ...]
@@ -149,6 +154,8 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     queue_timeouts: int
     rejected: dict[str, int]
     """Refused checkouts by error name: PoolSaturated, PoolBroken, ..."""
+    shed: int
+    """Those of them that had waited too long in an overloaded pool (`shed_target_s`)."""
     skips: int
     removals: int
     started: int
@@ -163,6 +170,14 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     queue_wait_s_max: float
     run_s_sum: float
     run_s_max: float
+    # how the last calls ended
+    success_rate: float | None
+    """Of the last 100 calls that ran and were not cancelled, the share that gave a result; None before the first."""
+    consecutive_failures: int
+    """Calls in a row whose program raised, whose worker was lost, or that were over their deadline."""
+    last_error: str = ""
+    """What went wrong last, with a call or a worker; empty: nothing."""
+    last_error_age_s: float | None = None
     last_exit: ExitReport | None = None
     start_method: str = "spawn"
     start_method_reason: str = ""
@@ -174,7 +189,7 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
 class PoolHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the pool can do its work: ready workers against the target."""
 
-    status: Literal["healthy", "degraded", "unhealthy"]
+    status: HealthStatus
     ready: int
     target: int
     breaker: Literal["closed", "open", "half_open"]

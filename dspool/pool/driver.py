@@ -74,6 +74,8 @@ class Driver:
         self.start_method = str(options.start_method)
         """How workers are really started: the launcher's word for it."""
         self.start_method_reason = ""
+        self.warm: tuple[str, ...] = ()
+        """What every worker holds warm once it is ready: the ids of the programs of `warm=`."""
         self.pid = os.getpid()
         self.usable = True
         """check_usable() raises nothing. One look for a call, where the reasons would be four."""
@@ -245,7 +247,7 @@ class Driver:
 
     def _stats(self) -> PoolStats:
         more = {"start_method": self.start_method, "start_method_reason": self.start_method_reason}
-        return pool_stats(self.core, self.name, **more)
+        return pool_stats(self.core, self.name, time.monotonic(), **more)
 
     def health(self) -> PoolHealth:
         """Ready workers against the target."""
@@ -324,7 +326,7 @@ class Driver:
         """A worker is ready: its slots' pipes are ours from now on."""
         self.processes[worker_id] = (worker.pid, worker.start_method)
         self.pipes[worker_id] = slot_pipes(worker.slots, self.options.max_frame_bytes, self.frame_log, worker_id)
-        self.order(c.WorkerReady(worker_id))
+        self.order(c.WorkerReady(worker_id, self.warm))
         self._tell_changed()
 
     def worker_exited(self, worker_id: int, report: ExitReport) -> None:
@@ -364,7 +366,7 @@ class Driver:
 
     def worker_due(self, worker_id: int) -> None:
         """A worker should be replaced when there is time."""
-        self.order(c.Recycle(worker_id))
+        self.order(c.Recycle(worker_id, "its template died"))
 
     def start_method_changed(self, start_method: str, reason: str) -> None:
         """Workers are started in another way than before."""
@@ -412,10 +414,14 @@ class Driver:
             f"pool {self.name!r} could not start worker {report.worker_id}: {report.reason}"
             f"{': ' + report.detail if report.detail else ''}"
         )
+        if report.pid is not None:
+            text += f" (pid {report.pid}, {report.age_s:.1f} s old)"
         if report.output_tail and not report.remote_traceback:
             text += f"; its last output: {report.output_tail[-1000:]!r}"
         if report.remote_traceback:
             text += f"\n\nIn the worker:\n{report.remote_traceback}"
+        elif report.stack_dump:
+            text += f"\n\nWhere it was:\n{report.stack_dump}"
         return WorkerStartError(text, report, report.remote_traceback or None)
 
     def protect_from_interrupts(self, protect: Callable[[Any], Any], *, calls: bool) -> None:

@@ -23,7 +23,7 @@ async def test_a_pools_life_is_told_in_order(world: World) -> None:
         assert isinstance(lost["report"], dspool.ExitReport)
     names = pool.events.names()
     assert names == [
-        *("worker.ready", "worker.lost", "worker.ready"),
+        *("worker.ready", "pool.health", "worker.lost", "pool.health", "worker.ready", "pool.health"),
         *("pool.closing", "worker.draining", "worker.ended", "pool.closed"),
     ]
 

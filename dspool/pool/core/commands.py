@@ -60,19 +60,24 @@ class RunStarted(msgspec.Struct, gc=False):
 
 
 class RunEnded(msgspec.Struct, gc=False):
-    """That run ended and the lease is kept."""
+    """That run ended and the lease is kept. `error`: what a failed one raised, in a few words."""
 
     lease_id: int
     outcome: Outcome
+    error: str = ""
 
 
 class Checkin(msgspec.Struct, gc=False):
-    """The lease is over. "lost": the worker's pipe ended. Remove: it is killed, for `exit_reason`."""
+    """The lease is over. "lost": the worker's pipe ended. Remove: it is killed, for `exit_reason`.
+
+    `error`: what the program raised, in a few words.
+    """
 
     lease_id: int
     outcome: Outcome = "ok"
     verdict: Verdict = KEEP
     exit_reason: ExitReason = "removed"
+    error: str = ""
 
 
 class Cancel(msgspec.Struct, gc=False):
@@ -92,9 +97,10 @@ class SlotSettled(msgspec.Struct, gc=False):
 
 
 class WorkerReady(msgspec.Struct, gc=False):
-    """A started worker answered its handshake and loaded what it had to."""
+    """A started worker answered its handshake and loaded what it had to: `programs`."""
 
     worker_id: int
+    programs: tuple[str, ...] = ()
 
 
 class WorkerExited(msgspec.Struct):
@@ -142,9 +148,10 @@ class Reload(msgspec.Struct, gc=False):
 
 
 class Recycle(msgspec.Struct, gc=False):
-    """Replace one worker in the same way."""
+    """Replace one worker in the same way. `detail`: why."""
 
     worker_id: int
+    detail: str = ""
 
 
 class Release(msgspec.Struct, gc=False):

@@ -14,7 +14,7 @@ from math import nextafter
 from typing import Literal
 
 from dspool.options import MAX_REMOVALS
-from dspool.pool.core import commands as c, refusals
+from dspool.pool.core import commands as c, recycling, refusals, restarts
 from dspool.pool.core.dispatch import ABANDONED, CANCELLING, CHECKING, CLOSED, GRANTED, QUEUED, SLOT_CLOSED, Dispatch
 from dspool.pool.core.fleet import DRAINING, READY, STOPPING
 from dspool.pool.core.records import Lease, Worker
@@ -49,6 +49,7 @@ class Endings(Dispatch):
             return
         reason = "it ended while it was looked at" if isinstance(verdict, Keep) else verdict.reason
         lease.removed[lease.worker_id] = reason
+        lease.found_dead += command.died or not alive
         self.counters.removals += 1
         if worker is not None:
             self._remove(worker, None if command.died else "removed", reason)
@@ -90,7 +91,7 @@ class Endings(Dispatch):
         lease.program, lease.refusal = command.program, None
         wait_s = self.quarantine.refused(command.program, self._now)
         if wait_s is not None:
-            lease.refusal = refusals.quarantined(command.program, wait_s, self.options)
+            lease.refusal = self._held(command.program, wait_s)
             return
         lease.running, lease.run_since = True, self._now
         lease.trial = self.quarantine.admit(command.program, lease.call_id)
@@ -100,31 +101,44 @@ class Endings(Dispatch):
         if lease is None or lease.state is not GRANTED:
             return
         assert lease.worker_id is not None
-        self._run_ended(lease, self.workers.get(lease.worker_id), command.outcome)
+        self._run_ended(lease, self.workers.get(lease.worker_id), command.outcome, command.error)
         lease.running = False
 
-    def _run_ended(self, lease: Lease, worker: Worker | None, outcome: c.Outcome) -> None:
+    def _run_ended(self, lease: Lease, worker: Worker | None, outcome: c.Outcome, error: str) -> None:
         """A run is over, whatever becomes of the lease."""
         if outcome == "lost":
             self.counters.calls_lost += 1
+            self._call_failed(lease, self._how_lost(lease))
             if worker is not None:
                 self._remove(worker, None, "its pipe ended")
             judged_later = worker is not None and (lease.program, lease.call_id) in worker.in_flight
             if lease.trial and not judged_later:  # it was begun in a worker that was known to be dead
                 self.quarantine.withdrawn(lease.program, lease.call_id)
         elif outcome != "none" and lease.running:
-            self._served(lease, worker, outcome)
+            self._served(lease, worker, outcome, error)
         elif lease.trial:
             self.quarantine.withdrawn(lease.program, lease.call_id)
         lease.trial = False
 
-    def _served(self, lease: Lease, worker: Worker | None, outcome: Literal["ok", "failed"]) -> None:
+    def _how_lost(self, lease: Lease) -> str:
+        last = self.counters.last_exit
+        if last is not None and last.worker_id == lease.worker_id:
+            return restarts.how_it_ended(last)
+        return f"worker {lease.worker_id}: its pipe ended"
+
+    def _call_failed(self, lease: Lease, error: str) -> None:
+        self.outcomes.failed(error if lease.program is None else f"{lease.program}: {error}", self._now)
+
+    def _served(self, lease: Lease, worker: Worker | None, outcome: Literal["ok", "failed"], error: str) -> None:
         """The call's answer came."""
         counters, took = self.counters, self._now - lease.run_since
         if outcome == "ok":
             counters.calls_ok += 1
+            self.outcomes.recent.append(True)
+            self.outcomes.failures_in_a_row = 0
         else:
             counters.calls_failed += 1
+            self._call_failed(lease, error or "it failed")
         counters.run_s_sum += took
         if took > counters.run_s_max:
             counters.run_s_max = took
@@ -137,26 +151,11 @@ class Endings(Dispatch):
                 self._holds(worker, program)
             worker.calls += 1
             if not worker.good:
-                worker.good = True
                 self._proved_good(worker)
             if worker.calls >= worker.request_limit:
-                self._mark_due(worker, "recycle_requests")
+                self._mark_due(worker, "recycle_requests", recycling.by_requests(worker, self.options))
         if lease.session is not None:
             self.sessions.table[lease.session].answered(lease.worker_id)
-
-    def _holds(self, worker: Worker, program: str) -> None:
-        """The worker holds another program warm than the one it ran last, and may have put its oldest one out."""
-        worker.last_program = program
-        programs = worker.programs
-        if program in programs:
-            programs[program] = programs.pop(program)
-            return
-        programs[program] = None
-        worker.group.idle.holds(worker, program)
-        if len(programs) > self.options.max_programs:
-            oldest = next(iter(programs))
-            del programs[oldest]
-            worker.group.idle.forget(worker, oldest)
 
     # --- the end of a lease ---------------------------------------------------------------------------------------
 
@@ -169,7 +168,7 @@ class Endings(Dispatch):
             return
         assert lease.worker_id is not None
         worker = self.workers.get(lease.worker_id)
-        self._run_ended(lease, worker, command.outcome)
+        self._run_ended(lease, worker, command.outcome, command.error)
         lease.running = False
         if command.verdict is not KEEP and not isinstance(command.verdict, Keep) and worker is not None:
             self.counters.removals += 1
@@ -209,6 +208,7 @@ class Endings(Dispatch):
             counters.queue_timeouts += 1
         else:
             counters.calls_timeout += 1
+            self._call_failed(lease, f"it was over its deadline in worker {lease.worker_id}")
         if queued:
             self._forget(lease)
             return
@@ -254,6 +254,8 @@ class Endings(Dispatch):
             return
         self._report("lease.expired", lease_id=lease_id, worker_id=lease.worker_id, hold_s=lease.hold_s)
         self.counters.calls_timeout += 1
+        if lease.running:
+            self._call_failed(lease, f"its lease was held longer than hold_s={lease.hold_s:g}")
         if lease.trial:
             self.quarantine.withdrawn(lease.program, lease.call_id)
         worker = self.workers.get(lease.worker_id)

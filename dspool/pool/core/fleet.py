@@ -16,16 +16,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from dspool.options import PoolOptions
-from dspool.pool.core import commands as c
+from dspool.pool.core import commands as c, health
 from dspool.pool.core.affinity import Session, Sessions
+from dspool.pool.core.health import Outcomes
 from dspool.pool.core.idle import IdleWorkers
 from dspool.pool.core.queue import WaitQueue
 from dspool.pool.core.records import Group, Lease, Slot, Worker
-from dspool.pool.core.restarts import Breaker, Quarantine
+from dspool.pool.core.restarts import Breaker, Quarantine, how_it_ended
 from dspool.pool.core.states import POOL_MOVES, PoolState, SlotState, WorkerState, moved
 from dspool.pool.core.stats import Counters
 from dspool.pool.core.timers import Timers
-from dspool.types import ExitReason, ExitReport
+from dspool.types import ExitReason, ExitReport, HealthStatus
 
 STARTING, READY, DRAINING, STOPPING, GONE = WorkerState
 OVER = (PoolState.CLOSING, PoolState.CLOSED)
@@ -68,6 +69,10 @@ class Fleet(ABC):
         self.timers = Timers()
         self.queue = WaitQueue(self.leases, self._fitting)
         self.counters = Counters()
+        self.outcomes = Outcomes()
+        self.health: HealthStatus
+        """As it was told last."""
+        self.health, _, _ = health.judge(self.groups.values(), lazy=options.lazy)
         self.heir: Worker | None = None
         """The replacement that is starting for a due worker."""
         self.close_deadline = c.INFINITY
@@ -89,6 +94,10 @@ class Fleet(ABC):
         """These sessions' pins changed: their waiters stand elsewhere now."""
 
     @abstractmethod
+    def _lines_begin_anew(self) -> None:
+        """Waits until now say nothing about how busy the workers are."""
+
+    @abstractmethod
     def _quarantined(self, program: str) -> None:
         """Refuse the waiters of a program that is quarantined from now on."""
 
@@ -99,6 +108,13 @@ class Fleet(ABC):
 
     def _report(self, event: str, **fields: Any) -> None:
         self._effects.append(c.Report(event, fields))
+
+    def _tell_health(self) -> None:
+        """The fleet may have changed. A pool that closes is neither well nor ill."""
+        status, ready, target = health.judge(self.groups.values(), lazy=self.options.lazy)
+        if status != self.health and self.state not in OVER:
+            self._report("pool.health", status=status, before=self.health, ready=ready, target=target)
+            self.health = status
 
     def _become(self, state: PoolState) -> None:
         self.state = moved(POOL_MOVES, self.state, state)
@@ -148,6 +164,10 @@ class Fleet(ABC):
         assert self.options.start_concurrency is not None
         return sum(each.starting for each in self.groups.values()) < self.options.start_concurrency
 
+    def _start_possible(self, group: Group) -> bool:
+        """Whether another worker of this group is on its way or will be: now, after a back-off, or after an exit."""
+        return group.breaker.state != "open" and group.lendable < group.size + group.overflow
+
     def _wants_more(self, group: Group) -> bool:
         """Whether another worker is needed and the limit of law 4 leaves room for it."""
         pending = self._pending(group)
@@ -183,6 +203,7 @@ class Fleet(ABC):
         group.starting += 1
         if group.breaker.state == "half_open":
             group.breaker.trial = worker.worker_id
+            self._stale = True  # the pool's health depends on it
         self.counters.started += 1
         self.timers.arm(self._now + self.options.start_timeout_s, "start", worker.worker_id)
         self._emit(c.Spawn(worker.worker_id, group.name))
@@ -273,7 +294,10 @@ class Fleet(ABC):
         exits = self.counters.exits
         exits[report.reason] = exits.get(report.reason, 0) + 1
         self.counters.last_exit = report
-        event = "worker.lost" if report.reason in UNASKED else "worker.ended"
+        event = "worker.ended"
+        if report.reason in UNASKED:
+            event = "worker.lost"
+            self.outcomes.note(how_it_ended(report), self._now)
         self._report(event, worker_id=worker.worker_id, group=group.name, report=report)
         self._judge_exit(worker, report)
         if self.state is PoolState.CLOSING:
@@ -297,23 +321,43 @@ class Fleet(ABC):
         breaker = worker.group.breaker
         if worker.in_flight:
             if report.reason in OWN_EXITS:
-                program = self.quarantine.died(worker.in_flight, self._now)
+                program = self.quarantine.died(worker.in_flight, report, self._now)
                 if program is not None:
+                    ends = self.quarantine.ends(program)
+                    self._report("program.quarantined", program=program, for_s=self.options.quarantine_s, ends=ends)
                     self._quarantined(program)
             # A trial that ended without a verdict leaves the program as it was.
             for name, call_id in worker.in_flight:
                 self.quarantine.withdrawn(name, call_id)
-        elif not worker.good and report.reason in UNASKED:
+        elif report.reason in UNASKED and not self._stood_the_test(worker):
             self._start_failed(worker, report)
         if breaker.trial == worker.worker_id:
             breaker.trial = None  # it ended, but not by a boot failure: another one is tried
+
+    def _stood_the_test(self, worker: Worker) -> bool:
+        """Whether its end, whatever it was, is no boot failure: it gave an answer or a pong, or lived long enough.
+
+        A loop of starts that each last as long as the window never fills it, so one that lived so long is in none. Only
+        a half-open breaker's trial is judged by its word alone.
+        """
+        if worker.good:
+            return True
+        if worker.ready_at is None or worker.group.breaker.trial == worker.worker_id:
+            return False
+        return self._now - worker.ready_at >= self.options.restart_window_s
 
     def _start_failed(self, worker: Worker, report: ExitReport) -> None:
         group = worker.group
         breaker, jitter = group.breaker, self._jitter(worker.worker_id)
         self.counters.start_failures += 1
         if breaker.failed(worker.worker_id, report, self._now, jitter, was_ready=worker.ready_at is not None):
-            self._report("pool.breaker_opened", group=group.name, failures=len(breaker.failures))
+            self._report(
+                "pool.breaker_opened",
+                group=group.name,
+                failures=len(breaker.failures),
+                last=how_it_ended(report),
+                for_s=breaker.cooldown_s,
+            )
             self.timers.arm(self._now + breaker.cooldown_s, "breaker", group.number)
         elif breaker.not_before > self._now:
             self.timers.arm(breaker.not_before, "backoff", group.number)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
+from dspool.pool.core import health
 from dspool.pool.core.machine import PoolCore
 from dspool.pool.core.records import Worker
 from dspool.pool.core.states import WorkerState
@@ -43,8 +44,9 @@ def worker_info(worker: Worker, now: float, *, pid: int | None, start_method: st
     )
 
 
-def pool_stats(core: PoolCore, name: str, **more: Any) -> PoolStats:
+def pool_stats(core: PoolCore, name: str, now: float, **more: Any) -> PoolStats:
     """Gauges and counters."""
+    outcomes = core.outcomes
     groups = core.groups.values()
     workers = core.workers.values()
     return PoolStats(
@@ -61,22 +63,23 @@ def pool_stats(core: PoolCore, name: str, **more: Any) -> PoolStats:
         leased=sum(worker.leased for worker in workers),
         sessions=len(core.sessions),
         paused=core.paused,
+        shedding=core.lines is not None and core.lines.shedding,
         breaker=breaker_state(core),
         quarantined=core.quarantine.held(),
         suspects=tuple(core.quarantine.suspects),
+        success_rate=outcomes.success_rate,
+        consecutive_failures=outcomes.failures_in_a_row,
+        last_error=outcomes.last_error,
+        last_error_age_s=None if outcomes.last_error_at is None else max(0.0, now - outcomes.last_error_at),
         **_copied(core.counters),
         **more,
     )
 
 
 def pool_health(core: PoolCore) -> PoolHealth:
-    """healthy: as many ready as wanted; unhealthy: none ready though some are wanted."""
-    ready = sum(group.ready for group in core.groups.values())
-    target = sum(group.size for group in core.groups.values())
+    """Ready workers against the target, judged as in `health`."""
+    status, ready, target = health.judge(core.groups.values(), lazy=core.options.lazy)
     breaker = breaker_state(core)
-    if core.options.lazy and breaker == "closed":
-        target = ready
-    status: Any = "healthy" if ready >= target and breaker == "closed" else "degraded" if ready else "unhealthy"
     return PoolHealth(status=status, ready=ready, target=target, breaker=breaker, last_exit=core.counters.last_exit)
 
 

@@ -435,7 +435,8 @@ def test_a_templates_death_fails_no_call_and_its_workers_are_replaced(
         meeting.expect(3)
         template.kill()
         for _ in range(3):
-            assert happenings.wait("worker.due")["reason"] == "reloaded"
+            told = happenings.wait("worker.due")
+            assert (told["reason"], told["detail"]) == ("reloaded", "its template died")
         meeting.let_go()
         assert {call.result(DEADLINE_S) for call in calls} == before
     for _ in range(3):
@@ -547,6 +548,46 @@ def test_nothing_is_alive_after_the_manager_was_killed_after_its_template(
     pids = running.line()
     running.process.kill()
     all_end(pids)
+
+
+DAEMON = """
+import dspool, json, os, psutil, signal, sys, threading
+
+def leave_a_daemon(path):
+    if not os.fork():
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+        with open(path, "w") as file:
+            file.write(str(os.getpid()))
+        signal.pause()
+    threading.Event().wait()
+
+path, stopped = sys.argv[1:]
+os.mkfifo(path)
+with dspool.Pool(workers=2) as pool:
+    threading.Thread(target=pool.run, args=(leave_a_daemon, {"path": path}), daemon=True).start()
+    with open(path) as file:
+        daemon = int(file.read())
+    workers = [worker.pid for worker in pool.workers()]
+    template = psutil.Process(workers[0]).ppid()
+    if stopped == "stopped":
+        os.kill(template, signal.SIGSTOP)
+        os.waitid(os.P_PID, template, os.WSTOPPED | os.WNOWAIT)
+    print(json.dumps([daemon, template, *workers]), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("template", ["running", "stopped"])
+def test_a_daemon_of_a_program_dies_with_a_killed_manager(
+    script: RunScript, all_end: Callable[[list[int]], None], tmp_path: Path, template: str
+) -> None:
+    for number in range(3):  # which of the processes the kernel kills first differs from time to time
+        running = script(DAEMON, str(tmp_path / f"daemon-{number}"), template)
+        pids = running.line()
+        running.process.kill()
+        all_end(pids)
 
 
 # --- what the system refuses ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ def test_a_lease_held_longer_than_hold_s_is_taken_back_with_its_worker() -> None
     assert [type(effect) for effect in said] == [Kill]
     assert isinstance(said[0], Kill)
     assert said[0].reason == "timeout"
-    assert world.events == ["lease.expired"]
+    assert world.events == ["lease.expired", "pool.health"]
     assert lease not in world.core.leases
 
 

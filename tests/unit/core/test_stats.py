@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dspool.options import WorkerGroup
-from dspool.pool.core.commands import Checkin, Drain, Pause, Recycle, Resize, RssSampled, WorkerUnwell
+from dspool.pool.core.commands import Checkin, Drain, Pause, Recycle, Resize, RssSampled, WorkerReady, WorkerUnwell
 from dspool.pool.core.snapshot import breaker_state, pool_health, pool_stats, seen_state, worker_info
 from dspool.types import PoolStats, Remove, WorkerInfo
 from tests.unit.core.world import World
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 
 
 def stats(world: World) -> PoolStats:
-    return pool_stats(world.core, "w")
+    return pool_stats(world.core, "w", world.now)
 
 
 def info(world: World, worker_id: int) -> WorkerInfo:
@@ -93,6 +93,20 @@ def test_worker_info_is_one_row_of_the_table() -> None:
     )
 
 
+def test_a_worker_holds_what_it_loaded_at_its_start_and_what_it_ran() -> None:
+    world = World(workers=1, max_programs=3)
+    world.tick(0.0)
+    world.do(WorkerReady(1, ("warm", "other")))
+    assert info(world, 1).programs == 2
+    world.run(program="warm")
+    assert info(world, 1).programs == 2
+    world.run(program="p")
+    assert info(world, 1).programs == 3
+    world.run(program="q")
+    assert info(world, 1).programs == 3, "the one used longest ago was put out"
+    assert list(world.core.workers[1].programs) == ["warm", "p", "q"]
+
+
 def test_a_starting_worker_is_busy_with_nothing() -> None:
     world = World(workers=1)
     world.tick(0.0)
@@ -163,7 +177,7 @@ def test_exits_are_counted_by_reason_and_the_last_is_kept() -> None:
 
 
 def test_more_that_the_driver_knows_is_passed_through() -> None:
-    assert pool_stats(World(workers=1).core, "w", start_method_reason="why").start_method_reason == "why"
+    assert pool_stats(World(workers=1).core, "w", 0.0, start_method_reason="why").start_method_reason == "why"
 
 
 def test_sessions_suspects_and_quarantined_programs_are_listed() -> None:

@@ -16,6 +16,7 @@ from dspool.pool.core import commands as c, invariants
 from dspool.pool.core.machine import PoolCore
 from dspool.pool.core.records import Lease, Worker
 from dspool.pool.core.states import LeaseState, WorkerState
+from dspool.pool.events import EVENTS
 from dspool.types import ExitReason, ExitReport, Remove, Skip
 
 STEADY = settings(derandomize=True, deadline=None, database=None)
@@ -63,6 +64,8 @@ class World:
         self.said = [effect for effect in effects if not isinstance(effect, c.Report)]
         self.reports = [effect for effect in effects if isinstance(effect, c.Report)]
         self.events = [report.event for report in self.reports]
+        for report in self.reports:
+            assert tuple(report.fields) == EVENTS[report.event].fields, f"{report}: not the fields that are documented"
         invariants.check(self.core)
         invariants.check_effects(self.core, effects)
         self._wakes.step(self.core, effects)
