@@ -6,7 +6,10 @@ import asyncio
 import gc
 import io
 import sys
+import threading
+import time
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,6 +21,7 @@ from dspool.testing.pytest_plugin import Census
 
 STEPS = 12
 """Turns of the loop before it ends. From the last of them on each of these has come to rest."""
+DEADLINE_S = 20.0
 Use = Callable[[dspool.AsyncPool], Awaitable[Any]]
 
 
@@ -58,8 +62,12 @@ def said_when_it_ends(main: Callable[[list[Any]], Any]) -> list[str]:
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             asyncio.run(main(held))
+            pool, deadline = weakref.ref(held[0]), time.monotonic() + DEADLINE_S
             held.clear()
-            gc.collect()
+            while pool() is not None:  # a thread that takes a map's rows may hold it a little longer
+                assert time.monotonic() < deadline
+                gc.collect()
+                threading.Event().wait(0.001)
         assert sys.stderr.getvalue() == ""
     finally:
         sys.stderr = stderr
