@@ -128,6 +128,59 @@ class Events:
         """Log the event and queue it for the hook. Never blocks, never raises."""
         kind = EVENTS.get(event)
         level: Level = "warning" if kind is None or fields.get("status") == "unhealthy" else kind.level
-        with contextlib.suppress(Exception):  # a log that can't be written has no place to say so
-            getattr(self._log, level)(event, **log_fields(fields))
         getattr(self._log, level)(event, **log_fields(fields))
+        if self._hook is None:
+            return
+        if self._queue.qsize() < QUEUE_LENGTH:
+            self._queue.put((event, fields))
+        else:
+            if not self.dropped:
+                self._log.warning("hook.overrun", hook="on_event", event_name=event, waiting=QUEUE_LENGTH)
+            self.dropped += 1
+        if self._thread is None:
+            self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._serve, name="dspool-events", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the system refuses another thread; perhaps it won't at the next event
+            self._thread = None
+            self._log.warning("hook.waits", hook="on_event", error=str(error))
+
+    @property
+    def here(self) -> bool:
+        """Whether this is the hook's own thread."""
+        return threading.current_thread() is self._thread
+
+    @property
+    def pending(self) -> bool:
+        """Whether close() has to wait for the hook."""
+        return self._thread is not None
+
+    def close(self, timeout_s: float) -> None:
+        """Let the hook finish what is queued, for so long; a hook that blocks is left behind on its thread."""
+        if self._thread is None:
+            return
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+
+    def _serve(self) -> None:
+        assert self._hook is not None
+        while (item := self._queue.get()) is not None:
+            try:
+                self._hook(*item)
+            except BaseException:
+                self._log.warning("hook.failed", hook="on_event", event_name=item[0], exc_info=True)
+
+
+def log_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """An event's fields for a log line: a report as its gist."""
+    plain = dict(fields)
+    report = plain.pop("report", None)
+    if isinstance(report, ExitReport):
+        plain.update(pid=report.pid, reason=report.reason, signal=report.signal, exit_code=report.exit_code)
+        plain.update(age_s=round(report.age_s, 3), calls=report.calls)
+        if report.detail:
+            plain["detail"] = report.detail
+    return plain
