@@ -10,6 +10,7 @@ SHELL := /bin/sh
 
 PYTHON ?= python3
 SEEDS ?= 500
+SEED ?= 1
 # Newest versions by default; `make lock LOCK_ARGS=` keeps every pin that still fits pyproject.toml.
 LOCK_ARGS ?= --upgrade
 ARGS ?=
@@ -87,7 +88,7 @@ PIP_FAILED = { echo "dspool: pip could not install $(1); its own message is abov
 help: ## list the targets
 	@echo "Targets (each makes .venv by itself when it needs it):"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
-	@echo "Variables: PYTHON=python3.12 (what .venv is made of), ARGS=\"...\" (passed on), SEEDS=500."
+	@echo "Variables: PYTHON=python3.12 (what .venv is made of), ARGS=\"...\" (passed on), SEEDS=500, SEED=1."
 	@echo "The benchmarks make .venv-bench for the peers they measure against; one script: make bench ONLY=calls,"
 	@echo "its options: make bench ONLY=calls ARGS=--help. How to read them: docs/how-to/benchmark.md."
 
@@ -149,6 +150,15 @@ type: $(STAMP) ## mypy, strict, over all of it
 .PHONY: sim
 sim: $(STAMP) ## the simulator over SEEDS seeds, each run twice with equal traces
 	@$(PY) -m dspool.testing.simulator --seeds $(SEEDS) $(ARGS)
+
+# Both print one table and fail when anything was lost or left. SEED is what random choices are drawn from.
+.PHONY: chaos
+chaos: $(STAMP) ## kills, floods and starves real pools for a minute (ONLY="kill_storm recycles", SEED=1)
+	@$(PY) -m tests.chaos $(ONLY) --size chaos --seed $(SEED) $(ARGS)
+
+.PHONY: soak
+soak: $(STAMP) ## the same with the numbers of docs/explanation/reliability.md, most of an hour
+	@$(PY) -m tests.chaos $(ONLY) --size soak --seed $(SEED) $(ARGS)
 
 .PHONY: coverage
 coverage: $(STAMP) ## branches of pool/core and protocol that the unit tests reach: all, or it fails

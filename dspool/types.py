@@ -86,6 +86,8 @@ class ExitReport(msgspec.Struct, frozen=True, kw_only=True):
     calls: int = 0
     """Calls it had been given, the last one included."""
     peak_rss_bytes: int | None = None
+    oom_kills: int | None = None
+    """How often the kernel's OOM killer struck in the pool's cgroup while the worker lived, whomever; None: unknown."""
     output_tail: str = ""
     """The last 8 KiB of what it wrote to stdout and stderr."""
     stack_dump: str = ""
@@ -180,6 +182,8 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     start_method: str = "spawn"
     start_method_reason: str = ""
     """Why another start method is used than the one asked for; empty where it is the same."""
+    events_dropped: int = 0
+    """Events that the on_event hook was not told of, because it was too slow."""
 
 
 class PoolHealth(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from dspool import Pool
 
 _HELP = f"""Run PROGRAM for each row of ROWS, a file with one JSON object of inputs a line ('-': stdin), and write a
-line for each to OUT: {{"index", "digest", "outputs"}}, or "error" in place of "outputs".
+line for each to OUT: {{"index", "digest", "outputs"}}, or "error" in place of "outputs": {{"type", "message"}}, and,
+where the error has them, "code", "retryable", "status" and "traceback", the worker's.
 
 {PROGRAM_HELP}
 

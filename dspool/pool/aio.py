@@ -14,7 +14,7 @@ import time
 import warnings
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sized
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 import anyio
 import anyio.abc
@@ -26,7 +26,14 @@ from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
 from dspool.pool.driver import Driver
-from dspool.pool.front import OnSessionLost, PoolFront, Timeout
+from dspool.pool.front import (
+    CHECKOUT_ARGUMENTS,
+    RUN_ARGUMENTS,
+    OnSessionLost,
+    PoolFront,
+    Timeout,
+    unknown_argument,
+)
 from dspool.pool.lease import Steps
 from dspool.pool.leases import AsyncLease
 from dspool.pool.mapping import AsyncRows, Sorter, check_concurrency, check_rows
@@ -93,6 +100,8 @@ class AsyncPool(PoolFront):
             self._home = asyncio.get_running_loop()
             serving = _serve(control, self._waits, self._nursery)
             self._task = self._home.create_task(serving, name=f"dspool-control-{self.name}")
+            # asyncio.run's end cancels every task. It drops one that has not begun, whose `finally` nobody runs then.
+            self._task.add_done_callback(lambda _: control.end_without_loop())
         try:
             # Until its tasks have begun: asyncio warns of a coroutine that is cancelled before its first step, as these
             # would be where the loop ends now. Maps run in its task group.
@@ -192,8 +201,11 @@ class AsyncPool(PoolFront):
         require: str | Iterable[str] | None = None,
         lm: Any = None,
         idempotent: bool = False,
+        **unknown: Never,
     ) -> Any:
         """As Pool.run()."""
+        if unknown:
+            raise unknown_argument("run", unknown, RUN_ARGUMENTS)
         _, resolved, steps = self._prepare(
             program,
             inputs,
@@ -245,8 +257,11 @@ class AsyncPool(PoolFront):
         hold_s: float | None = None,
         priority: int = 0,
         require: str | Iterable[str] | None = None,
+        **unknown: Never,
     ) -> AsyncLease:
         """As Pool.checkout(): `async with await pool.checkout() as lease`."""
+        if unknown:
+            raise unknown_argument("checkout", unknown, CHECKOUT_ARGUMENTS)
         driver, checkout, warm = self._prepare_checkout(
             program, session, affinity, timeout_s, hold_s, priority, require
         )

@@ -14,7 +14,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 import anyio
 
@@ -23,11 +23,19 @@ from dspool.options import PoolOptions, seconds
 from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
-from dspool.pool.front import OnSessionLost, PoolFront, Timeout
+from dspool.pool.front import (
+    CHECKOUT_ARGUMENTS,
+    RUN_ARGUMENTS,
+    OnSessionLost,
+    PoolFront,
+    Timeout,
+    unknown_argument,
+)
 from dspool.pool.interrupts import guard, guarded
 from dspool.pool.leases import Lease
 from dspool.pool.mapping import map_rows
 from dspool.pool.polling import drive
+from dspool.pool.threads import start_thread
 from dspool.pool.waits import AnyioWaits, drive_async
 from dspool.supervisor.launch import Launcher
 from dspool.types import KEEP, Affinity, PoolHealth, PoolStats, WorkerInfo
@@ -67,15 +75,16 @@ class Pool(PoolFront):
 
         Raises:
             WorkerStartError: a worker could not start; nothing is left running.
-            PoolError: the pool was opened before.
+            PoolError: the pool was opened before; or the system refuses it a thread.
         """
         if self._control is not None:
             raise PoolError(f"pool {self.name!r} was opened before; make a new one")
         self._control = control = ControlPlane(self.options, self._launcher)
         control.driver.protect_from_interrupts(guarded, calls=False)
+        thread = threading.Thread(target=_serve, args=(control,), name=f"dspool-control-{self.name}", daemon=True)
+        start_thread(thread, self.name, otherwise=control.end_without_loop)
+        self._thread = thread
         guard.install()
-        self._thread = threading.Thread(target=_serve, args=(control,), name=f"dspool-control-{self.name}", daemon=True)
-        self._thread.start()
         _open_pools.add(self)
         try:
             if self._min_ready:
@@ -89,7 +98,8 @@ class Pool(PoolFront):
         """End the pool: refuse what is queued, give running calls `grace_s`, stop every worker. Idempotent.
 
         Callable from any thread and from a signal handler. Returns when nothing of the pool is left; inside a step of
-        the pool (a signal handler on top of one) it returns at once and the pool closes behind it.
+        the pool (a signal handler on top of one) and in an on_event hook it returns at once and the pool closes behind
+        it.
 
         Args:
             grace_s: seconds for running calls; None: the option's.
@@ -103,7 +113,7 @@ class Pool(PoolFront):
         try:
             driver.order(c.Close(time.monotonic() + grace_s))
             control.wake()
-            if driver.in_step or threading.current_thread() is self._thread:
+            if driver.in_step or control.events.here or threading.current_thread() is self._thread:
                 return
             driver.over.wait(grace_s + self.options.grace_s + _CLOSE_SLACK_S)
             if self._thread is not None:
@@ -186,6 +196,7 @@ class Pool(PoolFront):
         require: str | Iterable[str] | None = None,
         lm: Any = None,
         idempotent: bool = False,
+        **unknown: Never,
     ) -> Any:
         """Run a program once, in one of the workers.
 
@@ -202,18 +213,22 @@ class Pool(PoolFront):
             require: labels that the worker's group must have.
             lm: the LM of this call, in place of the pool's.
             idempotent: the call may be sent again when its worker was lost.
+            unknown: no other keyword is taken.
 
         Returns:
             A dspy.Prediction for a DSPy program; a callable's own return value, as plain data.
 
         Raises:
             EncodeError: program or inputs can't be sent. No worker was touched.
+            OptionsError: an argument is unknown or out of range. No worker was touched.
             PoolError: no worker could be had (see its subclasses). Nothing was run.
             WorkerLost: the worker died with the call in it.
             CallTimeout: the deadline came after the call was sent; its worker was killed.
             ProgramError: the program failed; the worker is healthy.
             KeyboardInterrupt: Ctrl-C; a call that was sent is cancelled, its worker replaced.
         """
+        if unknown:
+            raise unknown_argument("run", unknown, RUN_ARGUMENTS)
         driver, resolved, steps = self._prepare(
             program,
             inputs,
@@ -285,6 +300,7 @@ class Pool(PoolFront):
         hold_s: float | None = None,
         priority: int = 0,
         require: str | Iterable[str] | None = None,
+        **unknown: Never,
     ) -> Lease:
         """Borrow a slot of a worker for several runs.
 
@@ -299,10 +315,14 @@ class Pool(PoolFront):
             hold_s: seconds after which the lease is taken back and its worker replaced; None: no limit.
             priority: among waiting calls the lowest goes first.
             require: labels that the worker's group must have.
+            unknown: no other keyword is taken.
 
         Raises:
+            OptionsError: an argument is unknown or out of range. No worker was touched.
             PoolError: no worker could be had.
         """
+        if unknown:
+            raise unknown_argument("checkout", unknown, CHECKOUT_ARGUMENTS)
         driver, checkout, warm = self._prepare_checkout(
             program, session, affinity, timeout_s, hold_s, priority, require
         )

@@ -33,7 +33,7 @@ from dspool.protocol.messages import HANDSHAKE_ID, BootConfig, LMSpec, NamedProg
 from dspool.supervisor import boot, forked
 from dspool.supervisor.frame_log import FrameLog
 from dspool.supervisor.launch import Launcher, SpawnLauncher, descriptors_needed
-from dspool.supervisor.starting import start_soon
+from dspool.supervisor.starting import start, start_soon
 from dspool.supervisor.supervisor import Supervisor
 from dspool.supervisor.templates import TemplateLauncher, managers_sys_path
 
@@ -106,7 +106,7 @@ class ControlPlane:
         driver = self.driver
         try:
             async with anyio.create_task_group() as tasks:
-                await tasks.start(self.supervisor.run)
+                await start(tasks, self.supervisor.run)
                 driver.tick()
                 while not self._finished():
                     self._perform(tasks, drive)
@@ -166,9 +166,11 @@ class ControlPlane:
             driver.tick()
 
     def end_without_loop(self) -> None:
-        """In place of the rest of run(), where its event loop was closed in the middle: the workers are killed."""
-        self.supervisor.end_without_loop()
-        self._release()
+        """In place of run(), or of its rest, where its event loop ended before it: the workers are killed."""
+        if not self.driver.over.is_set():
+            self.supervisor.end_without_loop()
+            self.events.close(0.0)
+            self._release()
 
     def _release(self) -> None:
         self.driver.ended()

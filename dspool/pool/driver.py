@@ -414,10 +414,14 @@ class Driver:
             f"pool {self.name!r} could not start worker {report.worker_id}: {report.reason}"
             f"{': ' + report.detail if report.detail else ''}"
         )
+        if report.pid is not None:
+            text += f" (pid {report.pid}, {report.age_s:.1f} s old)"
         if report.output_tail and not report.remote_traceback:
             text += f"; its last output: {report.output_tail[-1000:]!r}"
         if report.remote_traceback:
             text += f"\n\nIn the worker:\n{report.remote_traceback}"
+        elif report.stack_dump:
+            text += f"\n\nWhere it was:\n{report.stack_dump}"
         return WorkerStartError(text, report, report.remote_traceback or None)
 
     def protect_from_interrupts(self, protect: Callable[[Any], Any], *, calls: bool) -> None:

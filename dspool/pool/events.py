@@ -1,12 +1,12 @@
 """Events: each thing that happens to a worker or to the pool, as a log line and as a call of the user's on_event hook.
 
 The hook runs on a thread of its own behind a bounded queue, so that a slow one delays nobody: what doesn't fit is
-dropped and counted. An exception in it is logged and nothing more.
+dropped, counted, and told of once. Whatever it raises is logged and nothing more; SystemExit too, which would end the
+thread. It may use the pool; close() called there returns at once, as the pool's end waits for the hook.
 """
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 from collections.abc import Mapping
@@ -117,26 +117,41 @@ class Events:
 
     def __init__(self, pool: str, hook: EventHook | None) -> None:
         self.dropped = 0
+        """Events that the hook was not told of."""
         self._log = get_logger("dspool.pool", pool=pool)
         self._hook = hook
-        self._queue: queue.Queue[tuple[str, Mapping[str, Any]] | None] = queue.Queue(QUEUE_LENGTH)
+        # A simple one: put() may come from a finaliser, on top of a get().
+        self._queue: queue.SimpleQueue[tuple[str, Mapping[str, Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def publish(self, event: str, fields: Mapping[str, Any]) -> None:
         """Log the event and queue it for the hook. Never blocks, never raises."""
         kind = EVENTS.get(event)
         level: Level = "warning" if kind is None or fields.get("status") == "unhealthy" else kind.level
-        with contextlib.suppress(Exception):  # a log that can't be written has no place to say so
-            getattr(self._log, level)(event, **log_fields(fields))
+        getattr(self._log, level)(event, **log_fields(fields))
         if self._hook is None:
             return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name="dspool-events", daemon=True)
-            self._thread.start()
-        try:
-            self._queue.put_nowait((event, fields))
-        except queue.Full:
+        if self._queue.qsize() < QUEUE_LENGTH:
+            self._queue.put((event, fields))
+        else:
+            if not self.dropped:
+                self._log.warning("hook.overrun", hook="on_event", event_name=event, waiting=QUEUE_LENGTH)
             self.dropped += 1
+        if self._thread is None:
+            self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._serve, name="dspool-events", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the system refuses another thread; perhaps it won't at the next event
+            self._thread = None
+            self._log.warning("hook.waits", hook="on_event", error=str(error))
+
+    @property
+    def here(self) -> bool:
+        """Whether this is the hook's own thread."""
+        return threading.current_thread() is self._thread
 
     @property
     def pending(self) -> bool:
@@ -147,10 +162,7 @@ class Events:
         """Let the hook finish what is queued, for so long; a hook that blocks is left behind on its thread."""
         if self._thread is None:
             return
-        try:
-            self._queue.put(None, timeout=timeout_s)
-        except queue.Full:
-            return
+        self._queue.put(None)
         self._thread.join(timeout_s)
 
     def _serve(self) -> None:
@@ -158,7 +170,7 @@ class Events:
         while (item := self._queue.get()) is not None:
             try:
                 self._hook(*item)
-            except Exception:
+            except BaseException:
                 self._log.warning("hook.failed", hook="on_event", event_name=item[0], exc_info=True)
 
 

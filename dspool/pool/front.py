@@ -12,8 +12,10 @@ from sys import modules
 from types import EllipsisType
 from typing import Any, Literal, get_args
 
+import msgspec
+
 from dspool.errors import EncodeError, OptionsError, PoolClosed, PoolError, QueueTimeout
-from dspool.options import MAX_SECONDS, PoolOptions, seconds
+from dspool.options import MAX_SECONDS, PoolOptions, did_you_mean, seconds
 from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
@@ -44,6 +46,10 @@ _RUN_DEFAULTS: dict[str, Any] = {
     "idempotent": False,
 }
 
+
+_MAP_ARGUMENTS = ("concurrency", "ordered", "with_index", "return_exceptions", "progress")
+RUN_ARGUMENTS = tuple(_RUN_DEFAULTS)
+CHECKOUT_ARGUMENTS = ("program", "session", "affinity", "timeout_s", "hold_s", "priority", "require")
 
 Prepared = tuple[Driver, Program, path.Steps[tuple[Response, int]]]
 """A call that is ready: the pool's driver, the program, and the call's way, to be driven."""
@@ -149,11 +155,8 @@ class PoolFront:
 
     def _prepare_row(self, program: Any, row: Mapping[str, Any], as_run: Mapping[str, Any]) -> Prepared:
         """A row of map(): run()'s arguments with run()'s defaults."""
-        for option in as_run:
-            if option not in _RUN_DEFAULTS:
-                raise OptionsError(
-                    f"map() has no argument {option!r}; beside its own it takes {', '.join(_RUN_DEFAULTS)}"
-                )
+        if not _RUN_DEFAULTS.keys() >= as_run.keys():
+            raise unknown_argument("map", as_run.keys() - _RUN_DEFAULTS.keys(), (*_MAP_ARGUMENTS, *_RUN_DEFAULTS))
         return self._prepare(program, row, **{**_RUN_DEFAULTS, **as_run})
 
     def _encode(
@@ -291,13 +294,22 @@ class PoolFront:
         return self._control.driver
 
     def _stats(self) -> PoolStats:
-        return self._seen().stats()
+        stats = self._seen().stats()
+        assert self._control is not None
+        return msgspec.structs.replace(stats, events_dropped=self._control.events.dropped)
 
     def _health(self) -> PoolHealth:
         return self._seen().health()
 
     def _workers(self) -> list[WorkerInfo]:
         return self._seen().workers()
+
+
+def unknown_argument(method: str, given: Iterable[str], known: Iterable[str]) -> OptionsError:
+    """The error of a call with a keyword that its method doesn't have."""
+    option = next(iter(given))
+    hint = did_you_mean(option, known)
+    return OptionsError(f"{method}() has no argument {option!r}{hint} It takes {', '.join(known)}")
 
 
 def _labels(require: str | Iterable[str]) -> frozenset[str]:

@@ -34,6 +34,7 @@ from dspool.errors import OptionsError
 from dspool.pool.identity import LM_RECORDS, class_parts, import_path, importable, loaded_dspy
 from dspool.pool.watch import Watch
 from dspool.protocol.messages import LMSpec
+from dspool.signals import let_through
 
 MAX_REMEMBERED = 256
 """LM objects whose specs are kept."""
@@ -51,6 +52,8 @@ _DEFAULTS: dict[str, Any] = {
 """dspy.LM's own: left out, so that an LM and the bare name of its model are one where they mean the same."""
 _OFFLINE = ("offline", "offline/extractive")
 _UNCOMPARED = LM_RECORDS | {"provider", "_engine_store", "_engine_lock"}
+_PROVIDERS = {"gpt-": "openai", "o1-": "openai", "o3-": "openai", "claude-": "anthropic", "gemini-": "gemini"}
+"""Beginnings of models' names, for an error that says what to write."""
 _SEARCH_DEPTH = 8
 _PLAIN = (type(None), bool, int, float, str)
 
@@ -121,6 +124,7 @@ def adapter_spec(adapter: Any) -> str | bytes | None:
     try:
         return pickled(adapter)
     except Exception as error:
+        let_through(error)
         raise OptionsError(f"the adapter {type(adapter).__qualname__} can't be sent: {error}") from error
 
 
@@ -145,6 +149,14 @@ def _forget(key: int, ref: weakref.ref[Any]) -> None:
 
 @functools.lru_cache(MAX_REMEMBERED)
 def _named(model: str) -> LMSpec:
+    if model and "/" not in model and model not in _OFFLINE:
+        # Only what begins like a model's name is shown: the rest may be a key in the wrong place.
+        provider = next((name for word, name in _PROVIDERS.items() if model.startswith(word)), None)
+        wanted = f'"{provider}/{model:.80}"' if provider else '"provider/model", as in "openai/gpt-4o-mini"'
+        raise OptionsError(
+            f"lm names no provider; write {wanted}. A model that DSPy finds without one goes as a dict of dspy.LM's "
+            'arguments with "model", or as a dspy.LM'
+        )
     return _from_arguments({"model": model})
 
 
@@ -196,6 +208,7 @@ def _from_object(lm: Any) -> LMSpec:
     try:
         data = pickled(lm)
     except Exception as error:
+        let_through(error)
         raise OptionsError(f"the LM {type(lm).__qualname__} ({model}) can't be sent: {error}") from error
     return LMSpec(_digest(model, data), model, pickled=data)
 
@@ -223,7 +236,8 @@ def _arguments(lm: Any) -> dict[str, Any] | None:
         return None
     try:
         again = type(lm)(lm.model, **arguments)
-    except Exception:
+    except Exception as error:
+        let_through(error)
         return None
     same = _settings(again) == _settings(lm) and type(again.provider) is type(lm.provider)
     return arguments if same else None
@@ -263,6 +277,7 @@ def culprit(thing: Any, label: str) -> str:
             try:
                 pickled(part)
             except Exception as reason:
+                let_through(reason)
                 label, thing, error = label + way, part, reason
                 break
         else:
@@ -270,6 +285,7 @@ def culprit(thing: Any, label: str) -> str:
     try:
         pickled(thing)
     except Exception as reason:
+        let_through(reason)
         error = reason
     return f"{label}: {type(error).__name__}: {error!s:.300}"
 

@@ -7,20 +7,23 @@ rows go on while the caller looks at results, and leaving early cancels what run
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
-import math
 import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from dspool.errors import OptionsError, PoolClosed
 from dspool.pool.interrupts import guarded
 from dspool.pool.progress import Progress
+from dspool.pool.threads import start_thread
 from dspool.pool.waits import ThreadWaits, drive_async
 from dspool.supervisor.starting import start_soon
 
@@ -270,8 +273,12 @@ class _Background:
     def _start(self) -> None:
         context = contextvars.copy_context()  # the caller's DSPy settings are in it
         name = f"dspool-map-{self._pool.name}"
-        self._thread = threading.Thread(target=context.run, args=(self._main,), name=name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=context.run, args=(self._main,), name=name, daemon=True)
+        self._thread = thread  # before it runs: whoever is interrupted meanwhile cancels it
+        start_thread(thread, self._pool.name, otherwise=self._forget_thread)
+
+    def _forget_thread(self) -> None:
+        self._thread = None
 
     def _main(self) -> None:
         """The thread. Whatever ends it, the caller is told."""
@@ -337,13 +344,27 @@ class AsyncRows(AsyncIterator[Any]):
         self._sorter = sorter
         self._bar = bar
         self._start: Callable[..., Any] | None = start
-        self._send, self._receive = anyio.create_memory_object_stream[Done](math.inf)
+        self._ended: deque[Done] = deque()
+        self._came = anyio.Event()
+        """Set when there is something new to look at: a row's end, or our own."""
         self._pump = RowPump(rows, run_row, concurrency, self._take_in)
         self._over = False
 
     def _take_in(self, done: Done) -> None:
         if not self._over:
-            self._send.send_nowait(done)
+            self._ended.append(done)
+            self._came.set()
+
+    async def _next_ended(self) -> Done:
+        """The next row that has ended, or the end of the pump."""
+        await anyio.lowlevel.checkpoint()
+        while not self._ended:
+            if self._over:  # closed by another task
+                return Done(-1)
+            if self._came.is_set():
+                self._came = anyio.Event()
+            await self._came.wait()
+        return self._ended.popleft()
 
     async def __anext__(self) -> Any:
         if self._start is not None:
@@ -359,7 +380,7 @@ class AsyncRows(AsyncIterator[Any]):
                 except BaseException:
                     await self.aclose()
                     raise
-            done = await self._receive.receive()
+            done = await self._next_ended()
             if done.index < 0:
                 await self.aclose()
                 if done.error is not None:
@@ -373,18 +394,16 @@ class AsyncRows(AsyncIterator[Any]):
         """Cancel what runs and wait until it is over. Idempotent."""
         if not self._over:
             self._over = True
+            self._came.set()
             self._pump.cancel()
             if self._start is None:
                 with anyio.move_on_after(_CLOSE_S, shield=True):
                     await self._pump.over.wait()
                 self._bar.__exit__(None, None, None)
-            self._receive.close()
-            self._send.close()
 
     def __del__(self) -> None:
         if not getattr(self, "_over", True):
             self._over = True
-            if self._start is None and not self._pump.over.is_set():  # else its event loop may have ended too
-                self._pump.cancel()
-            self._receive.close()
-            self._send.close()
+            if self._start is None and not self._pump.over.is_set():
+                with contextlib.suppress(RuntimeError):  # its event loop has ended before the pump's first step
+                    self._pump.cancel()

@@ -51,6 +51,7 @@ from dspool.protocol.messages import (
 )
 from dspool.protocol.requests import encode_request
 from dspool.protocol.values import to_plain
+from dspool.signals import let_through
 
 MAX_PROGRAMS = 1024
 """Programs whose pickles a store keeps."""
@@ -316,10 +317,12 @@ class ProgramStore:
             predictors = [(name, part) for name, part in module.named_predictors() if is_lm(part.lm)]
             lms = {name: lm_spec(part.lm) for name, part in predictors}
         except Exception as error:
+            let_through(error)
             raise EncodeError(f"pool {self._pool!r}: the program {label} can't be sent: {error!s:.500}") from error
         try:
             key = digest(module, stable_digest)
-        except Exception:  # some part can't be told from its like: the id is shared with nobody
+        except Exception as error:  # some part can't be told from its like: the id is shared with nobody
+            let_through(error)
             key = f"unique#{next(self._numbers)}"
         program_id = f"{_prefix(type(module).__name__)}-{key}"
         known = self._programs.get(program_id)
@@ -342,6 +345,7 @@ class ProgramStore:
         try:
             data = pickled(thing, without_lm)
         except Exception as error:
+            let_through(error)
             raise EncodeError(
                 f"pool {self._pool!r}: a program can't be pickled, because of {culprit(thing, label)}. Let "
                 f"it be made in the worker, or pass the program by its import path"

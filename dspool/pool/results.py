@@ -21,6 +21,7 @@ from dspool.pool.identity import loaded_dspy
 from dspool.pool.programs import Program
 from dspool.protocol.messages import ErrorInfo, ImportedProgram, Response, SignatureProgram
 from dspool.protocol.values import revive
+from dspool.signals import let_through
 
 
 def result_of(program: Program, response: Response) -> Any:
@@ -72,7 +73,8 @@ def _fields_of_text(text: str) -> dict[str, Any]:
 
     try:
         signature = dspy.Signature(text, custom_types={})
-    except Exception:  # it could not have run; whatever came is given as it came
+    except Exception as error:  # it could not have run; whatever came is given as it came
+        let_through(error)
         return {}
     return {name: field.annotation for name, field in signature.output_fields.items()}
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from dspool.errors import ProtocolError
 from dspool.protocol.codec import MSGPACK
-from dspool.protocol.frames import FrameDecoder
+from dspool.protocol.frames import KEPT, FrameDecoder
 from dspool.protocol.messages import Response
 from dspool.protocol.requests import stamp
 
@@ -132,6 +132,9 @@ class SlotPipe:
         if body is None:
             return None
         response = MSGPACK.decode_response(body)
+        if len(body) > KEPT:
+            del body
+            self._decoder.give_back()
         if response.id != self.asked:
             raise ProtocolError(f"it answered id {response.id} when {self.asked} was asked")
         self.asked = None
@@ -158,15 +161,18 @@ class SlotPipe:
     def send_more(self) -> bool:
         """Go on sending. Returns whether all of it went.
 
+        To be called when the pipe can be written or read. Where it can't be written, the worker is at fault: it ended,
+        or it answers already.
+
         Raises:
             PipeEnded: the worker's end is closed; it can't have read the whole request.
             ProtocolError: it answered before it had read the request.
         """
-        if self.receive() is not None:
-            raise ProtocolError("the worker answered before it had read the request")
         try:
             self._unsent = self._unsent[self.sock.send(self._unsent) :]
         except BlockingIOError:
+            if self.receive() is not None:
+                raise ProtocolError("the worker answered before it had read the request") from None
             return False
         except OSError as error:
             _raise_if_foreign(error)

@@ -331,7 +331,7 @@ async def _in_time(wait: Callable[[Any], Awaitable[None]], pipe: SlotPipe, deadl
 
 async def _ask(hook: Callable[[], Any]) -> Any:
     """A check hook: on a thread, since it may block; an async one in the task."""
-    verdict = await anyio.to_thread.run_sync(hook, abandon_on_cancel=True)
+    (verdict,) = await anyio.to_thread.run_sync(lambda: [hook()], abandon_on_cancel=True)  # trio takes no coroutine
     return await verdict if inspect.isawaitable(verdict) else verdict
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dspool.pool.identity import ATOMS, loaded_dspy
+from dspool.signals import let_through
 
 _UNWATCHED = frozenset({"history", "callbacks", "_engine_store"})
 """Grow with every call, and are not shipped."""
@@ -63,7 +64,8 @@ class Watch:
             for signature, text in self._texts:
                 if signature.__doc__ is not text:
                     return False
-        except Exception:  # gone, or compared by an __eq__ that raises, or changed while we looked
+        except Exception as error:  # gone, or compared by an __eq__ that raises, or changed while we looked
+            let_through(error)
             return False
         return True
 

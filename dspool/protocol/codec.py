@@ -21,6 +21,7 @@ from dspool.errors import EncodeError, InvalidMessage
 from dspool.protocol import values
 from dspool.protocol.frames import DEFAULT_MAX_FRAME_BYTES, HEADER_BYTES, seal_frame
 from dspool.protocol.messages import Request, Response, validate_request
+from dspool.signals import let_through
 
 _INITIAL_BYTES = 128
 """Fits most answers. What is more than twice as long as its message is moved when msgspec cuts it: 0.3 us."""
@@ -59,6 +60,7 @@ class Codec:
         except EncodeError:
             raise
         except (TypeError, ValueError, ArithmeticError, RecursionError, msgspec.MsgspecError) as error:
+            let_through(error)
             raise EncodeError(f"can't be sent as plain data: {error}") from error
         seal_frame(frame, max_frame_bytes)
         return frame
@@ -72,6 +74,7 @@ class Codec:
         try:
             request: Request = self._requests.decode(body)
         except Exception as error:
+            let_through(error)
             request = validate_request(self._decode_anything(body))
             raise InvalidMessage(f"args can't be read: {error}", "invalid_args", request.id) from error
         if not request.command:
@@ -87,6 +90,7 @@ class Codec:
         try:
             response: Response = self._responses.decode(body)
         except Exception as error:
+            let_through(error)
             raise InvalidMessage(f"not a response: {error}", "invalid_response") from error
         if response.success and response.result is msgspec.UNSET:
             raise InvalidMessage("a successful response needs a result", "invalid_response", response.id)
@@ -98,6 +102,7 @@ class Codec:
         try:
             return self._anything.decode(body)
         except Exception as error:
+            let_through(error)
             raise InvalidMessage(f"the body can't be decoded: {error}", "invalid_json") from error
 
 

@@ -37,6 +37,7 @@ import msgspec
 from msgspec.msgpack import Ext
 
 from dspool.errors import InvalidMessage
+from dspool.signals import let_through
 
 MAX_NUMBER_BYTES = 64 * 1024
 """Longest int (in bytes) or Decimal (in digits) that is carried."""
@@ -123,6 +124,7 @@ def from_ext(code: int, data: memoryview | bytes) -> Any:
     except InvalidMessage:
         raise
     except Exception as error:
+        let_through(error)
         message = f"the {len(data):,} bytes of a value with ext code {code} are not what the code says"
         raise InvalidMessage(message) from error
 

@@ -36,6 +36,7 @@ from msgspec.msgpack import Ext
 
 from dspool.errors import EncodeError
 from dspool.protocol import extensions
+from dspool.signals import let_through
 
 MAX_DEPTH = 200
 """Containers within containers. msgspec and Python's own stack take several times as many, on either side."""
@@ -88,6 +89,7 @@ def to_plain(value: Any, name: str = "value") -> Any:
     except Refused as refused:
         raise refused.to_error(name) from refused.__cause__
     except Exception as error:  # another thread changes it meanwhile; the stack was nearly full; a key has no repr
+        let_through(error)
         raise EncodeError(f"{name} can't be read to its end: {error}") from error
 
 
@@ -118,6 +120,7 @@ def _plain(value: Any, depth: int) -> Any:
     except Refused:
         raise
     except Exception as error:
+        let_through(error)
         raise Refused(f"is a {_named(kind)} that can't be sent: {type(error).__name__}: {error}") from error
 
 

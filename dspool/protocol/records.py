@@ -11,7 +11,8 @@ descriptors can only be taken from the kernel together.
 Rules:
     1. A received descriptor is close-on-exec from the start, and belongs to whoever received it.
     2. Either all descriptors of a record arrive, or what did is closed and DescriptorsLost says whose they were.
-    3. Both ends are the same version of dspool and trust each other, so a record that can't be read is a bug.
+    3. Both ends are the same version of dspool and trust each other, so a record that can't be read is a bug: neither
+       end goes on after it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from dspool.errors import MalformedFrame
 from dspool.options import MAX_SLOTS
 from dspool.protocol.messages import ErrorInfo
 
@@ -119,6 +121,7 @@ def receive_record(sock: socket.socket) -> tuple[Record, list[int]] | None:
 
     Raises:
         DescriptorsLost: see there.
+        MalformedFrame: the record can't be read; its descriptors are closed.
         OSError: nothing can be received, or, on a non-blocking socket, not now (BlockingIOError).
     """
     space = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
@@ -130,7 +133,7 @@ def receive_record(sock: socket.socket) -> tuple[Record, list[int]] | None:
     if not data:
         return None
     try:
-        record = _decoder.decode(data)
+        record = _decode(data)
         if flags & socket.MSG_CTRUNC:
             raise DescriptorsLost(record)
     except BaseException:
@@ -138,3 +141,10 @@ def receive_record(sock: socket.socket) -> tuple[Record, list[int]] | None:
             os.close(fd)
         raise
     return record, list(fds)
+
+
+def _decode(data: bytes) -> Record:
+    try:
+        return _decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise MalformedFrame(f"a record of {len(data):,} bytes can't be read: {error}") from None

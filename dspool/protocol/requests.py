@@ -15,6 +15,7 @@ import msgspec
 from dspool.errors import EncodeError, FrameTooLarge
 from dspool.protocol import values
 from dspool.protocol.frames import HEADER_BYTES, seal_frame
+from dspool.signals import let_through
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=values.to_plain_once)
 _ID_AT = HEADER_BYTES + 1 + 3 + 1  # frame header, map header, "id", type byte
@@ -66,6 +67,7 @@ def encode_request(
             frame += _ARGS_KEY
         _ENCODER.encode_into(args, frame, len(frame))
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        let_through(error)
         raise EncodeError(f"the inputs can't be sent as plain data: {error}") from error
     try:
         seal_frame(frame, max_frame_bytes)

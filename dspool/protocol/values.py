@@ -26,6 +26,7 @@ from msgspec.msgpack import Ext
 from dspool.errors import EncodeError
 from dspool.protocol.extensions import from_ext as from_ext
 from dspool.protocol.plain import MAX_INT, MIN_INT, Refused, to_plain as to_plain, to_plain_once as to_plain_once
+from dspool.signals import let_through
 
 _ADAPTERS_KEPT = 512
 _SAME_IN_JSON = frozenset({str, bool, type(None)})
@@ -74,7 +75,8 @@ def revive(value: Any, annotation: Any) -> Any:
         return value
     try:
         return adapter.validate_python(value, by_alias=True, by_name=True)
-    except Exception:  # a validation error, or whatever a validator of the user's raises
+    except Exception as error:  # a validation error, or whatever a validator of the user's raises
+        let_through(error)
         return value
 
 
@@ -82,7 +84,8 @@ def revive(value: Any, annotation: Any) -> Any:
 def _adapter(annotation: Any) -> Any:
     try:
         return sys.modules["pydantic"].TypeAdapter(annotation)
-    except Exception:  # not a type that pydantic has a schema for
+    except Exception as error:  # not a type that pydantic has a schema for
+        let_through(error)
         return None
 
 

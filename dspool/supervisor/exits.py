@@ -44,6 +44,7 @@ class Ending(msgspec.Struct, kw_only=True):
         signals: what was sent to it.
         failure: why it could not boot.
         out_of_memory: whether the OOM killer may have struck it.
+        oom_kills: how often it struck anyone while the worker lived; None where nobody knows.
         missing: what was tried in vain, for the report's detail.
     """
 
@@ -57,6 +58,7 @@ class Ending(msgspec.Struct, kw_only=True):
     status: ExitStatus = UNKNOWN_STATUS
     failure: BootFailure | None = None
     out_of_memory: bool = False
+    oom_kills: int | None = None
     peak_rss_bytes: int | None = None
     output_tail: str = ""
     stack_dump: str = ""
@@ -126,6 +128,7 @@ def build_report(ending: Ending) -> ExitReport:
         status_known=status.known,
         age_s=ending.age_s,
         peak_rss_bytes=status.peak_rss_bytes or ending.peak_rss_bytes,
+        oom_kills=ending.oom_kills,
         output_tail=ending.output_tail,
         stack_dump=current_first(ending.stack_dump),
         remote_traceback=ending.failure.traceback if ending.failure else "",

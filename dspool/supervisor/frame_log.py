@@ -74,11 +74,13 @@ class FrameLog:
             if self._closed:  # its number may be another file's by now
                 return
             try:
-                os.write(self._fd, line + b"\n")
-            except OSError as error:
+                error = "" if os.write(self._fd, line + b"\n") > len(line) else "a line was written in part"
+            except OSError as refused:
+                error = str(refused.strerror)
+            if error:
                 self.close()
                 log = get_logger("dspool.supervisor", pool=self._pool)
-                log.warning("the debug log has ended: it can't be written", path=self.path, error=error.strerror)
+                log.warning("the debug log has ended: it can't be written", path=self.path, error=error)
 
     def close(self) -> None:
         """Write no more. Idempotent."""

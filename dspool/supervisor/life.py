@@ -91,6 +91,7 @@ class WorkerProcess:
         dspy_version: DSPy's version in its environment, or None.
         python_version: its interpreter's.
         phase: where it is in its life.
+        begun: live() has taken its first step.
     """
 
     def __init__(
@@ -112,9 +113,11 @@ class WorkerProcess:
         self.dspy_version: str | None = None
         self.python_version = ""
         self.phase = Phase.LAUNCHING
+        self.begun = False
         self._options = options
         self._listener = listener
         self._oom = oom
+        self._oom_kills_before = oom.count()
         self._frame_log = frame_log
         self._handle: ProcessHandle
         self._control: ControlPipe
@@ -140,6 +143,7 @@ class WorkerProcess:
 
     async def live(self, launcher: Launcher, boot_config: Callable[[int, str], BootConfig]) -> None:
         """Launch it, serve it until it is dead, report. Cancelling it from outside does nothing; abandon() ends it."""
+        self.begun = True
         with self._scope:
             launched = False
             try:
@@ -162,7 +166,7 @@ class WorkerProcess:
         self._scope.cancel()
 
     def never_lived(self) -> None:
-        """In place of live(), where asyncio ended the task before its first step, as it does when a loop is closed."""
+        """In place of live(), where asyncio ended the task before its first step, as it does when a loop ends."""
         self.phase = Phase.GONE
         self._report(self._ending())
 
@@ -322,6 +326,8 @@ class WorkerProcess:
 
     async def _dump_and_cut(self) -> None:
         """Ask for the stacks, wait until they stop growing, kill."""
+        if self._rss is not None:
+            self._rss.sample()  # of a spawned worker nobody may know it afterwards: see child.py
         give_up_at = time.monotonic() + DUMP_WAIT_S
         self._dump_asked_at = size = self._handle.dump_size()
         self._handle.send_signal(DUMP_SIGNAL)
@@ -416,6 +422,8 @@ class WorkerProcess:
             return
         self._reported = True
         if ending.status.signal == signal.SIGKILL and ending.failure is None and fitting_order(ending) is None:
-            ending.out_of_memory = self._oom.explains_a_kill()
+            ending.out_of_memory = self._oom.suspected(ending.status.peak_rss_bytes or ending.peak_rss_bytes)
+        if self._oom_kills_before is not None and (now := self._oom.count()) is not None:
+            ending.oom_kills = now - self._oom_kills_before
         with faults_logged(self._log, "the listener failed"):
             self._listener.worker_exited(self.worker_id, build_report(ending))

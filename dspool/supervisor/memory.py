@@ -1,4 +1,4 @@
-"""Workers' memory, seen from outside: resident size, its peak, and the kernel's count of out-of-memory kills."""
+"""Workers' memory, seen from outside: resident size, its peak, its limit, and the kernel's out-of-memory kills."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+
+LARGE_SHARE = 0.25
+"""Of the memory there is: a worker that had so much may have been killed for it, whoever counts such kills."""
 
 
 class RssGauge:
@@ -45,12 +48,25 @@ class OomCounter:
 
     Args:
         files: where the count may be read, for tests; the first that can be read is used.
+        limit_bytes: how much memory there is, for tests.
     """
 
-    def __init__(self, files: Sequence[Path] | None = None) -> None:
-        candidates = _counter_files() if files is None else files
+    def __init__(self, files: Sequence[Path] | None = None, limit_bytes: int | None = None) -> None:
+        candidates = _files("memory.events", "memory.oom_control") if files is None else files
         self._file = next((path for path in candidates if _count(path) is not None), None)
+        self._limit_bytes = _limit() if limit_bytes is None else limit_bytes
         self._explained = self._read()
+
+    def count(self) -> int | None:
+        """How often it struck so far; None where that can't be read."""
+        return None if self._file is None else _count(self._file)
+
+    def suspected(self, peak_rss_bytes: int | None) -> bool:
+        """Whether a SIGKILL that nobody here sent may be its doing: it struck, or else the worker was that large.
+
+        The killer of the whole machine, or of a cgroup further up, counts its strikes where nobody here can read.
+        """
+        return self.explains_a_kill() or (peak_rss_bytes or 0) >= LARGE_SHARE * self._limit_bytes
 
     def explains_a_kill(self) -> bool:
         """Whether there is a strike that explained nothing yet; it does now."""
@@ -60,7 +76,7 @@ class OomCounter:
         return True
 
     def _read(self) -> int:
-        return 0 if self._file is None else _count(self._file) or 0
+        return self.count() or 0
 
 
 def _count(path: Path) -> int | None:
@@ -71,8 +87,19 @@ def _count(path: Path) -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
-def _counter_files() -> list[Path]:
-    """Where the count may be: cgroup v2 and v1, by the full path and as seen from inside a container."""
+def _limit() -> int:
+    """How much memory this process and its workers may have: the machine's, or what a cgroup allows."""
+    found = [int(psutil.virtual_memory().total)]
+    for path in _files("memory.max", "memory.limit_in_bytes"):
+        try:
+            found.append(int(path.read_text()))
+        except (OSError, ValueError):  # "max": no limit here
+            continue
+    return min(found)
+
+
+def _files(name: str, name_in_v1: str) -> list[Path]:
+    """Where a figure of this cgroup may be: v2 and v1, by the full path and as seen from inside a container."""
     root = Path("/sys/fs/cgroup")
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
@@ -82,8 +109,8 @@ def _counter_files() -> list[Path]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            paths += [root / path.lstrip("/") / "memory.events", root / "memory.events"]
+            paths += [root / path.lstrip("/") / name, root / name]
         elif "memory" in controllers.split(","):
             base = root / "memory"
-            paths += [base / path.lstrip("/") / "memory.oom_control", base / "memory.oom_control"]
+            paths += [base / path.lstrip("/") / name_in_v1, base / name_in_v1]
     return paths

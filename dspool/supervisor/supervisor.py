@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
 from dspool.logs import get_logger
 from dspool.options import PoolOptions, WorkerGroup
@@ -28,7 +29,7 @@ from dspool.supervisor.launch import Launcher
 from dspool.supervisor.life import WorkerProcess
 from dspool.supervisor.listener import Listener
 from dspool.supervisor.memory import OomCounter
-from dspool.supervisor.starting import start_soon
+from dspool.supervisor.starting import start, start_soon
 from dspool.types import ExitReason, ExitReport
 
 __all__ = ["Listener", "Supervisor", "WorkerProcess"]
@@ -81,7 +82,7 @@ class Supervisor:
         """
         try:
             async with anyio.create_task_group() as tasks:
-                await tasks.start(self._launcher.serve, self._listener)
+                await start(tasks, self._launcher.serve, self._listener)
                 self._tasks = tasks
                 start_soon(tasks, self._sample_rss)
                 task_status.started()
@@ -163,9 +164,12 @@ class Supervisor:
         try:
             await worker.live(self._launcher, self._boot_config)
         finally:
-            self._workers.pop(worker.worker_id, None)
-            if self._closing.is_set() and not self._workers:
-                self._empty.set()
+            self._left(worker)
+
+    def _left(self, worker: WorkerProcess) -> None:
+        self._workers.pop(worker.worker_id, None)
+        if self._closing.is_set() and not self._workers:
+            self._empty.set()
 
     async def _sample_rss(self) -> None:
         while True:
@@ -179,8 +183,13 @@ class Supervisor:
         deadline = time.monotonic() + CLOSE_WAIT_S if self._deadline is None else self._deadline
         if not self._workers:
             self._empty.set()
+        for _ in range(2):  # every task that will ever begin has begun after this
+            await anyio.lowlevel.cancel_shielded_checkpoint()
         for worker in list(self._workers.values()):
             worker.kill("stopped", "the pool closed")
+            if not worker.begun:
+                worker.never_lived()
+                self._left(worker)
         with anyio.move_on_after(deadline - time.monotonic()):
             await self._empty.wait()
         for worker in list(self._workers.values()):

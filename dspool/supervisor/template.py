@@ -29,11 +29,13 @@ import itertools
 import os
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 
+from dspool.errors import ProtocolError
 from dspool.logs import get_logger
 from dspool.protocol.limits import DUMP_SIGNAL
 from dspool.protocol.records import (
@@ -61,7 +63,7 @@ from dspool.supervisor.process import UNKNOWN_STATUS, ExitStatus, ProcessHandle,
 from dspool.supervisor.starting import start_soon
 
 TEMPLATE_COMMAND = ("-P", "-m", "dspool.worker.template")
-START_SHARE = 0.95
+START_SHARE = 0.9
 """Of start_timeout_s, for the template itself: so its stacks are told before the workers that wait for it time out."""
 DUMP_WAIT_S = 0.1
 
@@ -216,6 +218,7 @@ class Template:
         self._prepare = prepare
         self._command = command
         self._start_timeout_s = start_timeout_s
+        self._created_at = time.monotonic()
         self._listener = listener
         self._phase = Phase.STARTING
         self._expected = False
@@ -272,8 +275,7 @@ class Template:
     def kill(self) -> None:
         """End it now."""
         self._expected = True
-        if self._handle is not None:
-            self._handle.cut_lifeline()
+        self._cut()
 
     def abandon(self) -> None:
         """End live() now: the process is killed, waited for very shortly, and closed."""
@@ -307,17 +309,16 @@ class Template:
 
     async def _guard(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
         """A task's fault is the end of this template alone."""
-        assert self._handle is not None
         try:
             await work(*args)
         except Exception as error:
             log_fault(self._log, "a template's task failed", error)
             self.failure = self.failure or BootFailure(f"{type(error).__name__}: {error}")
-            self._handle.cut_lifeline()
+            self._cut()
 
     async def _limit_start(self) -> None:
         within_s = self._start_timeout_s * START_SHARE
-        with anyio.move_on_after(within_s):
+        with anyio.move_on_after(self._created_at + within_s - DUMP_WAIT_S - time.monotonic()):
             await self.settled.wait()
         if self.settled.is_set():  # also where it was ready just as the wait ended
             return
@@ -332,7 +333,13 @@ class Template:
             f" (start_timeout_s={self._start_timeout_s:g})",
             self._handle.read_dump(),
         )
-        self._handle.cut_lifeline()
+        self._cut()
+
+    def _cut(self) -> None:
+        """Kill it. The end of its lifeline alone says that its manager is dead, and that nobody waits for it."""
+        if self._handle is not None:
+            self._handle.send_signal(signal.SIGKILL)
+            self._handle.cut_lifeline()
 
     # --- asking
 
@@ -369,10 +376,9 @@ class Template:
             await asked.answered.wait()
         if asked.answered.is_set():  # also where the answer and the end of the wait came together
             return
-        assert self._handle is not None
         self._log.error("a template doesn't answer; it is killed", waited_s=self._start_timeout_s * START_SHARE)
         self._unreachable = True
-        self._handle.cut_lifeline()
+        self._cut()
         raise TemplateGone
 
     async def _send(self, record: Record, fds: tuple[int, ...] = ()) -> None:
@@ -394,8 +400,7 @@ class Template:
             await self._send(self._prepare)
             while self._receive():
                 await anyio.wait_readable(self._control)
-        assert self._handle is not None
-        self._handle.cut_lifeline()  # its socket has ended: it is of no use, if it isn't dead already
+        self._cut()  # its socket has ended: it is of no use, if it isn't dead already
 
     def _receive(self) -> bool:
         """Take what answers there are; False at the socket's end."""
@@ -415,9 +420,18 @@ class Template:
                 return False
             if received is None:
                 return False
-            self._take(*received)
+            record, fds = received
+            try:
+                self._take(record, fds)
+            except BaseException:
+                for fd in fds:
+                    forked.close_fd(fd)
+                raise
 
     def _take(self, record: Record, fds: list[int]) -> None:
+        """Take one record. One that can't be true raises ProtocolError: that is the end of this template."""
+        if len(fds) != isinstance(record, Forked):
+            raise ProtocolError(f"a template sent {type(record).__name__} with {len(fds)} descriptors")
         match record:
             case Forked(fork_id, pid):
                 self._answer(fork_id, (pid, fds[0]))
@@ -425,6 +439,8 @@ class Template:
                 self._answer(fork_id, Unsafe(unsafe) if unsafe else OSError(error, os.strerror(error)))
             case Exited(fork_id, code, died_of, peak_rss_kib):
                 if asked := self._asked.get(fork_id):
+                    if asked.answer is None and not asked.given_up:
+                        raise ProtocolError(f"a template says how worker {asked.worker_id} ended before it forked it")
                     asked.status = ExitStatus(code=code, signal=died_of, known=True, peak_rss_bytes=peak_rss_kib * 1024)
                     asked.ended.set()
                 self._forget(fork_id)
@@ -435,11 +451,14 @@ class Template:
             case Unprepared(error):
                 self.failure = failure_of(error)
             case _:
-                raise TypeError(f"a template doesn't send {type(record).__name__}")
+                raise ProtocolError(f"a template doesn't send {type(record).__name__}")
 
     def _answer(self, fork_id: int, answer: tuple[int, int] | Exception) -> None:
         """A fork was answered. Only workers that were forked are kept in the table."""
-        self._asked[fork_id].resolve(answer)
+        asked = self._asked.get(fork_id)
+        if asked is None or asked.answered.is_set():
+            raise ProtocolError(f"a template answers fork {fork_id}, which is not open")
+        asked.resolve(answer)
         if not isinstance(answer, tuple):
             self._forget(fork_id)
 

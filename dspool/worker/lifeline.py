@@ -63,10 +63,28 @@ def arm_lifeline(lifeline: int) -> None:
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     else:
         threading.Thread(target=_watch_lifeline, args=(lifeline,), name="lifeline", daemon=True).start()
+    if has_ended(lifeline):
+        os._exit(0)
+
+
+def has_ended(lifeline: int) -> bool:
+    """Whether the other end is closed."""
     poll = select.poll()
     poll.register(lifeline, 0)
-    if poll.poll(0):
-        os._exit(0)
+    return bool(poll.poll(0))
+
+
+def soften_lifeline(lifeline: int) -> None:
+    """Have the end of an armed lifeline not kill the process group but let it go on, should it be stopped (SIGCONT).
+
+    For a process that watches its lifeline itself, and has something to do when that ends.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGCONT)
+
+
+def harden_lifeline(lifeline: int) -> None:
+    """Have the end of a softened lifeline kill again. If it has ended before, nobody is killed: look afterwards."""
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
 
 
 def _watch_lifeline(lifeline: int) -> None:

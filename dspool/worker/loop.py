@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from dspool.errors import EncodeError, FrameTooLarge, InvalidMessage
 from dspool.protocol.codec import MSGPACK, Codec
-from dspool.protocol.frames import DEFAULT_MAX_FRAME_BYTES, FrameDecoder
+from dspool.protocol.frames import DEFAULT_MAX_FRAME_BYTES, KEPT, FrameDecoder
 from dspool.protocol.messages import ErrorInfo, Request, Response, refused
 
 Answer = Callable[[Request], Response]
@@ -82,6 +82,10 @@ class Pipe:
             body = decoder.take(count)
         return body
 
+    def give_back(self) -> None:
+        """The body received last is read: let go of the memory that it took."""
+        self._decoder.give_back()
+
     def send(self, response: Response) -> None:
         """Write an answer, or the reason why it can't be sent.
 
@@ -118,19 +122,26 @@ def serve(pipe: Pipe, answer: Answer, answered: Callable[[], None] | None = None
     Raises:
         ProtocolError: a broken frame.
     """
-    while (body := pipe.receive()) is not None:
+    while (request := _receive(pipe)) is not None:
         try:
-            pipe.send(_respond(pipe.codec, body, answer))
+            pipe.send(answer(request) if isinstance(request, Request) else request)
         except OSError:
             return
+        del request  # so that an idle worker keeps no call's data alive
         if answered is not None:
             answered()
 
 
-def _respond(codec: Codec, body: memoryview, answer: Answer) -> Response:
-    """The response to a frame's body. A function of its own, so that an idle worker keeps no call's data alive."""
+def _receive(pipe: Pipe) -> Request | Response | None:
+    """The next request, or what is answered to a frame that is none; None at the pipe's end."""
+    body = pipe.receive()
+    if body is None:
+        return None
     try:
-        request = codec.decode_request(body)
+        request = pipe.codec.decode_request(body)
     except InvalidMessage as error:
         return refused(error.request_id, ErrorInfo(error.code, str(error)))
-    return answer(request)
+    if len(body) > KEPT:
+        del body
+        pipe.give_back()
+    return request

@@ -16,8 +16,11 @@ Rules:
        one, and is killed.
     4. A worker that is forked owns nothing of the template: it closes what the template opened for itself, and only
        that, for an object that believes in its descriptor's number would close somebody else's later.
-    5. When its control socket ends it is done, once what it adopted is dead. Its workers live on; each has a lifeline
-       of its own.
+    5. When its control socket ends it is done, once its workers and what it adopted are dead. It kills no worker: each
+       has a lifeline of its own.
+    6. Once it is prepared, the end of its lifeline wakes it instead of killing it, unless it forks just then. The
+       manager is dead and so are the workers, by their own lifelines; what escaped from them is adopted, killed, and
+       waited for, LAST_S at most.
 
 Knows of workers how to begin one, and how it ended.
 """
@@ -35,6 +38,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 from dspool.protocol.codec import MSGPACK
@@ -57,9 +61,19 @@ from dspool.protocol.records import (
 from dspool.worker.boot import Worker, read_config, set_sys_path
 from dspool.worker.failures import Secrets, describe
 from dspool.worker.fork_rules import broken_rule
-from dspool.worker.lifeline import adopt_orphans, begin_child, libc, reset_signals
+from dspool.worker.lifeline import (
+    adopt_orphans,
+    begin_child,
+    harden_lifeline,
+    has_ended,
+    libc,
+    reset_signals,
+    soften_lifeline,
+)
 from dspool.worker.stdio import fill_stdio, flush_stdio, own_stdio
 
+LAST_S = 0.5
+"""How long a template outlives its manager at most."""
 _STDIO = (0, 1, 2)
 
 
@@ -74,6 +88,7 @@ class Template:
 
     def __init__(self, control: socket.socket, lifeline: int, dump: int) -> None:
         self._control = control
+        self._lifeline = lifeline
         self._sigchld_out, self._sigchld_in = os.pipe()
         for fd in (self._sigchld_out, self._sigchld_in):
             os.set_blocking(fd, False)
@@ -102,7 +117,7 @@ class Template:
     def _prepare(self, wanted: Prepare) -> None:
         template = os.getpid()
         try:
-            prepare(wanted)
+            culprit = prepare(wanted, self._broken_rule_at_first)
         except BaseException as error:
             if os.getpid() != template:
                 os._exit(1)
@@ -123,7 +138,10 @@ class Template:
         adopt_orphans()
         gc.collect()
         gc.freeze()
-        self._send(Prepared(_no_pidfds() or self._broken_rule_at_first() or ""))
+        unsafe = self._broken_rule_at_first()
+        if unsafe and culprit:
+            unsafe = f"{unsafe} (since the import of {culprit!r})"
+        self._send(Prepared(_no_pidfds() or unsafe or ""))
 
     def _broken_rule_at_first(self) -> str | None:
         try:
@@ -142,8 +160,13 @@ class Template:
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         poller.register(self._sigchld_out, select.POLLIN)
-        while True:
+        poller.register(self._lifeline, 0)
+        soften_lifeline(self._lifeline)
+        ended = False
+        while not (ended and not self._workers):
             ready = {fd for fd, _ in poller.poll()}
+            if self._lifeline in ready:
+                self._end_with_manager()
             if self._sigchld_out in ready:
                 os.read(self._sigchld_out, 4096)
                 self._reap()
@@ -156,15 +179,30 @@ class Template:
                     self._send(Refused(error.record.fork_id, errno=errno.EMFILE))
                 continue
             except ConnectionResetError:  # the manager went away with replies of ours unread
-                return None
+                received = None
             if received is None:
-                return None
-            record, fds = received
-            assert isinstance(record, Fork)
-            if self._fork(record.fork_id, fds):
-                return fds
-            for fd in fds:
-                os.close(fd)
+                poller.unregister(self._control)
+                ended = True
+            elif self._obey(*received):
+                return received[1]
+        return None
+
+    def _obey(self, record: Record, fds: list[int]) -> bool:
+        """Fork as asked. Whether this is the worker now.
+
+        os.fork() runs what preload modules have registered for it, which may hang: the lifeline is hard meanwhile. It
+        may have ended before, and nobody would be killed for that; so it is looked at once more.
+        """
+        assert isinstance(record, Fork)
+        harden_lifeline(self._lifeline)
+        if has_ended(self._lifeline):
+            self._end_with_manager()
+        if self._fork(record.fork_id, fds):
+            return True
+        soften_lifeline(self._lifeline)
+        for fd in fds:
+            os.close(fd)
+        return False
 
     def _fork(self, fork_id: int, fds: list[int]) -> bool:
         """Fork, and say how that went. Whether this is the worker now."""
@@ -244,38 +282,58 @@ class Template:
         for exit_ in exits:
             self._send(exit_)
 
-    def _sweep(self) -> None:
-        """Before it leaves: wait until what escaped from dead workers is dead too, and whatever that had started."""
+    def _sweep(self, *, workers: bool = False) -> None:
+        """Wait until what escaped from dead workers is dead too, and whatever that had started.
+
+        Args:
+            workers: wait for the workers as well.
+        """
         poller = select.poll()
         poller.register(self._sigchld_out, select.POLLIN)
         self._reap()
-        while self._adopted:
+        while self._adopted or (workers and self._workers):
             poller.poll()
             os.read(self._sigchld_out, 4096)
             self._reap()
+
+    def _end_with_manager(self) -> NoReturn:
+        """See rule 6. The group ends with it: what a preload module has left running."""
+        signal.setitimer(signal.ITIMER_REAL, LAST_S)  # SIGALRM ends it, whatever there is still to wait for
+        self._sweep(workers=True)
+        os.killpg(0, signal.SIGKILL)
+        raise AssertionError
 
     def _send(self, record: Record, *fds: int) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the next receive finds the end
             send_record(self._control, record, fds)
 
 
-def prepare(wanted: Prepare) -> None:
+def prepare(wanted: Prepare, broken: Callable[[], str | None]) -> str | None:
     """Import what the workers will need, and warm it.
+
+    Args:
+        wanted: what that is.
+        broken: the rule for what is forked that this process breaks now.
+
+    Returns:
+        The module since whose import a rule is broken; None where none is, or where it was none of them.
 
     Raises:
         BaseException: whatever the imports raise.
     """
     set_sys_path(wanted.sys_path)
-    if wanted.dspy and importlib.util.find_spec("dspy") is not None:
-        importlib.import_module("dspy")
-    for module in wanted.preload:
+    dspy = ("dspy",) if wanted.dspy and importlib.util.find_spec("dspy") is not None else ()
+    culprit = None
+    for module in (*dspy, *wanted.preload):
         importlib.import_module(module)
+        culprit = (culprit or module) if broken() else None
     warm_boot()
     if "dspy" in sys.modules:
         try:
             warm_dspy()
         except Exception:  # another DSPy than the one this was written for; its first call in a worker does it then
             traceback.print_exc()
+    return culprit
 
 
 def warm_boot() -> None:

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 import dspool
+from dspool import KEEP, CheckoutRequest, Remove, Verdict, WorkerInfo
 from dspool.testing.scripted import behave
 from tests.contract.backends import SHORT_S
 from tests.contract.subject import World, beside, gather
@@ -239,6 +240,36 @@ async def test_an_idempotent_call_is_not_sent_for_ever(world: World) -> None:
         with pytest.raises(dspool.WorkerLost):
             await pool.run("leave", idempotent=True)
         assert (await pool.stats()).retries == 1
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+@pytest.mark.narrow
+async def test_three_workers_found_dead_end_a_call_unless_it_may_be_sent_again(world: World, idempotent: bool) -> None:
+    dead: list[int] = []
+
+    def check(worker: WorkerInfo, request: CheckoutRequest) -> Verdict:
+        if len(dead) < 4:
+            dead.append(worker.worker_id)
+            world.backend.end(world.backend.token_of(worker))
+        return KEEP
+
+    async with world.pool(workers=2, check=check, max_restarts=100) as pool:
+        if idempotent:
+            assert await pool.run(value=1, idempotent=True) == 1
+            assert (await pool.stats()).retries == 1
+        else:
+            with pytest.raises(dspool.CheckoutSkipped, match="removed 3 workers for this one call"):
+                await pool.run(value=1)
+            assert len(dead) == 3
+
+
+@pytest.mark.narrow
+async def test_a_hook_that_removes_three_workers_ends_an_idempotent_call_too(world: World) -> None:
+    async with world.pool(workers=2, check=lambda worker, request: Remove("no")) as pool:
+        with pytest.raises(dspool.CheckoutSkipped, match="removed 3 workers for this one call"):
+            await pool.run(value=1, idempotent=True)
+        stats = await pool.stats()
+        assert (stats.removals, stats.retries) == (3, 0)
 
 
 async def test_a_request_that_was_never_read_moves_on_silently(world: World) -> None:

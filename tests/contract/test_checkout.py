@@ -11,6 +11,7 @@ import pytest
 
 import dspool
 from dspool import KEEP, CheckoutRequest, Remove, Skip, Verdict, WorkerGroup, WorkerInfo
+from dspool.testing.scripted import behave
 from tests.contract.backends import DEADLINE_S, SHORT_S
 from tests.contract.subject import World, beside, gather
 
@@ -301,4 +302,20 @@ async def test_an_argument_out_of_range_touches_no_worker(world: World, option: 
     async with world.pool() as pool:
         with pytest.raises(dspool.OptionsError, match=option):
             await pool.checkout(**{option: value})
+        assert (await pool.stats()).checkouts == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "meant"),
+    [("run", "timeout", "timeout_s"), ("checkout", "hold", "hold_s"), ("map", "concurency", "concurrency")],
+)
+async def test_a_misspelt_argument_is_told_with_what_was_meant(
+    world: World, method: str, wrong: str, meant: str
+) -> None:
+    async with world.pool() as pool:
+        positional: dict[str, tuple[Any, ...]] = {"run": (behave, {}), "checkout": (), "map": (behave, [])}
+        with pytest.raises(
+            dspool.OptionsError, match=rf"{method}\(\) has no argument '{wrong}'; did you mean '{meant}'\?"
+        ):
+            await pool.call(method, *positional[method], **{wrong: 1})
         assert (await pool.stats()).checkouts == 0

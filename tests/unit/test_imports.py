@@ -19,13 +19,14 @@ pytestmark = pytest.mark.unit
 PACKAGE = Path(__file__).parents[2] / "dspool"
 
 # The longest name that fits a module is its room; "dspool" itself is only dspool/__init__.py.
-BASE = frozenset({"errors", "options", "types"})
+BASE = frozenset({"errors", "options", "signals", "types"})
 ROOMS = {
     "dspool": "root",
     "dspool.__main__": "cli",
     "dspool.errors": "errors",
     "dspool.logs": "logs",
     "dspool.options": "options",
+    "dspool.signals": "signals",
     "dspool.types": "types",
     "dspool.protocol": "protocol",
     "dspool.worker": "worker",
@@ -46,9 +47,10 @@ MAY_IMPORT = {
     # The words that every part shares rest on nothing but each other.
     "errors": BASE,
     "options": BASE,
+    "signals": BASE,
     "types": BASE,
     # Where log lines go is nobody's business but the application's.
-    "logs": frozenset(),
+    "logs": frozenset({"signals"}),
     # What crosses a pipe is known to both ends, so it knows neither.
     "protocol": BASE,
     # A worker knows its pipes and not who holds the other ends.

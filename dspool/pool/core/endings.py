@@ -49,6 +49,7 @@ class Endings(Dispatch):
             return
         reason = "it ended while it was looked at" if isinstance(verdict, Keep) else verdict.reason
         lease.removed[lease.worker_id] = reason
+        lease.found_dead += command.died or not alive
         self.counters.removals += 1
         if worker is not None:
             self._remove(worker, None if command.died else "removed", reason)

@@ -77,6 +77,8 @@ class Lease(msgspec.Struct):
     trial: bool = False
     """The one call of a quarantined program that is let through."""
     removed: dict[int, str] = {}
+    found_dead: int = 0
+    """How many of these had ended by themselves, or were about to end."""
     skipped: dict[int, str] = {}
     refusal: Refusal | None = None
 

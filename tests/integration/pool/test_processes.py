@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 import dspool
 from dspool.testing.pytest_plugin import MakePool
-from tests.integration.pool.conftest import RunScript
+from tests.integration.pool.conftest import RunScript, Script
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -192,6 +194,98 @@ def test_workers_die_with_a_killed_manager(script: RunScript, all_end: AllEnd) -
     all_end(workers)
 
 
+NO_WORKER = """
+import json, sys
+import dspool
+
+pool = dspool.Pool(workers=2, python=sys.argv[1], min_ready=0).open()
+started = pool._control.supervisor._workers
+while len(pids := [worker.pid for worker in list(started.values()) if worker.pid]) < 2:
+    pass
+print(json.dumps(pids), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_never_becomes_a_worker_dies_with_a_killed_manager(
+    script: RunScript, all_end: AllEnd, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 600\n", encoding="utf-8")
+    python.chmod(0o755)
+    manager = script(NO_WORKER, str(python))
+    pids = manager.line()
+    manager.process.kill()
+    all_end(pids)
+
+
+TWO_POOLS = """
+import json, os, sys
+import dspool
+
+first = dspool.Pool(name="same", workers=2, start_method=sys.argv[1]).open()
+second = dspool.Pool(name="same", workers=2, start_method=sys.argv[1]).open()
+for line in sys.stdin:
+    if line.strip() == "close the first":
+        first.close()
+    pools = [pool for pool in (first, second) if pool.health().status != "unhealthy"]
+    found = [[pool.run(os.getpid, {}) > 0, [worker.pid for worker in pool.workers()]] for pool in pools]
+    print(json.dumps(found), flush=True)
+"""
+
+
+@pytest.mark.parametrize("start_method", ["template", "spawn"])
+def test_neither_pools_nor_managers_touch_each_others_processes(
+    script: RunScript, all_end: AllEnd, start_method: str
+) -> None:
+    killed, other = script(TWO_POOLS, start_method), script(TWO_POOLS, start_method)
+
+    def ask(manager: Script, what: str = "") -> list[Any]:
+        assert manager.process.stdin is not None
+        manager.process.stdin.write(f"{what}\n")
+        found: list[Any] = manager.line()
+        return found
+
+    (_, first), (_, second) = before = ask(other)
+    gone = [pid for _, pids in ask(killed) for pid in pids]
+    assert len({*first, *second, *gone}) == 8
+    killed.process.kill()
+    all_end(gone)
+    assert ask(other) == before
+    assert ask(other, "close the first") == [[True, second]]
+    all_end(first)
+
+
+IDLE = """
+import anyio, json, os, sys
+import dspool
+
+async def main():
+    async with dspool.AsyncPool(workers=1, start_method="spawn") as pool:
+        [worker] = await pool.workers()
+        print(json.dumps(worker.pid), flush=True)
+        await anyio.to_thread.run_sync(sys.stdin.readline)
+        print(json.dumps(await pool.run(os.getpid, {})), flush=True)
+
+anyio.run(main)
+"""
+IDLE_S = 15.0
+
+
+def test_a_spawned_worker_is_alive_after_fifteen_idle_seconds(script: RunScript) -> None:
+    manager = script(IDLE)
+    pid = manager.line()
+    pidfd = os.pidfd_open(pid)
+    try:
+        died, _, _ = select.select([pidfd], [], [], IDLE_S)
+    finally:
+        os.close(pidfd)
+    assert not died
+    assert manager.process.stdin is not None
+    manager.process.stdin.write("\n")
+    assert manager.line() == pid
+
+
 MAIN_PROGRAMS = """
 import dataclasses, enum, json
 import dspool
@@ -281,12 +375,14 @@ def test_env_reaches_the_workers_and_none_removes_a_variable(
     assert pool.run(os.getenv, {"key": "DSPOOL_TEST_REMOVED"}) is None
 
 
+@pytest.mark.parametrize("start_method", ["template", "spawn"])
 def test_the_defaults_of_a_workers_environment_can_be_changed_and_removed(
-    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, start_method: str
 ) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LITELLM_LOCAL_MODEL_COST_MAP"):
         monkeypatch.delenv(name, raising=False)
-    pool = make_pool(workers=1, env={"OMP_NUM_THREADS": None, "LITELLM_LOCAL_MODEL_COST_MAP": "false"})
+    env = {"OMP_NUM_THREADS": None, "LITELLM_LOCAL_MODEL_COST_MAP": "false"}
+    pool = make_pool(workers=1, env=env, start_method=start_method)
     found = {name: pool.run(os.getenv, {"key": f"{name}_NUM_THREADS"}) for name in ("OMP", "MKL")}
     assert found == {"OMP": None, "MKL": "1"}
     assert pool.run(os.getenv, {"key": "LITELLM_LOCAL_MODEL_COST_MAP"}) == "false"

@@ -58,12 +58,12 @@ Module = Callable[..., Path]
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
-    """module(source): "preloaded", a module that the manager's workers find."""
+    """module(source): a module that the manager's workers find; named "preloaded" where no name is given."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # two versions within a second would share their bytecode
 
-    def write(source: str) -> Path:
-        path = tmp_path / "preloaded.py"
+    def write(source: str, name: str = "preloaded") -> Path:
+        path = tmp_path / f"{name}.py"
         path.write_text(source)
         return path
 
@@ -204,10 +204,20 @@ def test_a_preload_that_breaks_a_rule_is_spawned_and_the_stats_say_what_it_did(
     stats = pool.stats()
     assert stats.start_method == "spawn"
     assert named in stats.start_method_reason
+    assert "since the import of 'preloaded'" in stats.start_method_reason
     assert {worker.start_method for worker in pool.workers()} == {"spawn"}
     fields = happenings.wait("pool.start_method")
     assert (fields["start_method"], fields["reason"]) == ("spawn", stats.start_method_reason)
     assert same_pid(pool) in {worker.pid for worker in pool.workers()}
+
+
+def test_of_several_preloads_the_one_that_broke_a_rule_is_named(make_pool: MakePool, module: Module) -> None:
+    module("import socket\npair = socket.socketpair()\nfor end in pair:\n    end.close()\n")
+    sinner = "import socket\npair = socket.socketpair()\n"
+    module(sinner, "sinner")
+    module("", "afterwards")
+    reason = make_pool(workers=1, preload=("preloaded", "json", "sinner", "afterwards")).stats().start_method_reason
+    assert "since the import of 'sinner'" in reason
 
 
 def test_the_rules_are_looked_at_before_each_fork(make_pool: MakePool, module: Module) -> None:
@@ -538,6 +548,46 @@ def test_nothing_is_alive_after_the_manager_was_killed_after_its_template(
     pids = running.line()
     running.process.kill()
     all_end(pids)
+
+
+DAEMON = """
+import dspool, json, os, psutil, signal, sys, threading
+
+def leave_a_daemon(path):
+    if not os.fork():
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+        with open(path, "w") as file:
+            file.write(str(os.getpid()))
+        signal.pause()
+    threading.Event().wait()
+
+path, stopped = sys.argv[1:]
+os.mkfifo(path)
+with dspool.Pool(workers=2) as pool:
+    threading.Thread(target=pool.run, args=(leave_a_daemon, {"path": path}), daemon=True).start()
+    with open(path) as file:
+        daemon = int(file.read())
+    workers = [worker.pid for worker in pool.workers()]
+    template = psutil.Process(workers[0]).ppid()
+    if stopped == "stopped":
+        os.kill(template, signal.SIGSTOP)
+        os.waitid(os.P_PID, template, os.WSTOPPED | os.WNOWAIT)
+    print(json.dumps([daemon, template, *workers]), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("template", ["running", "stopped"])
+def test_a_daemon_of_a_program_dies_with_a_killed_manager(
+    script: RunScript, all_end: Callable[[list[int]], None], tmp_path: Path, template: str
+) -> None:
+    for number in range(3):  # which of the processes the kernel kills first differs from time to time
+        running = script(DAEMON, str(tmp_path / f"daemon-{number}"), template)
+        pids = running.line()
+        running.process.kill()
+        all_end(pids)
 
 
 # --- what the system refuses ----------------------------------------------------------------------------------------

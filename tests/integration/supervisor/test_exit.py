@@ -69,6 +69,16 @@ async def test_a_sigkill_after_an_out_of_memory_kill_is_suspected(monkeypatch: p
 
 
 @one_backend
+async def test_a_report_counts_the_out_of_memory_kills_of_the_workers_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with lab() as tests:
+        monkeypatch.setattr(OomCounter, "count", lambda self: 5)
+        worker = await tests.ready()
+        monkeypatch.setattr(OomCounter, "count", lambda self: 7)
+        tell(worker, "exit 3")
+        assert (await tests.exited(worker)).oom_kills == 2
+
+
+@one_backend
 async def test_a_status_that_somebody_else_collected_is_unknown_and_never_zero() -> None:
     async with lab() as tests:
         worker = await tests.ready()

@@ -88,12 +88,14 @@ def test_the_reason_fits_the_end(given: Ending, reason: str, detail: str) -> Non
 def test_the_report_has_everything() -> None:
     failure = BootFailure("no room", "Traceback")
     status = ExitStatus(signal=signal.SIGKILL, known=True, peak_rss_bytes=7)
-    given = ending(status, ready=False, failure=failure, missing="no dump", output_tail="t", stack_dump="s")
+    given = ending(
+        status, ready=False, failure=failure, missing="no dump", output_tail="t", stack_dump="s", oom_kills=3
+    )
     report = build_report(given)
     assert (report.worker_id, report.pid, report.age_s, report.start_method) == (1, 2, 3.0, "spawn")
     assert (report.reason, report.detail, report.remote_traceback) == ("boot_error", "no room; no dump", "Traceback")
     assert (report.signal, report.exit_code, report.status_known, report.peak_rss_bytes) == ("SIGKILL", None, True, 7)
-    assert (report.output_tail, report.stack_dump) == ("t", "s")
+    assert (report.output_tail, report.stack_dump, report.oom_kills) == ("t", "s", 3)
 
 
 def test_every_signal_has_a_name() -> None:
@@ -115,4 +117,22 @@ def test_each_out_of_memory_kill_explains_one_death(tmp_path: Path) -> None:
 
 def test_without_a_counter_nothing_is_explained() -> None:
     assert not OomCounter([]).explains_a_kill()
+    assert OomCounter([]).count() is None
     OomCounter()
+
+
+@pytest.mark.parametrize(("peak", "suspected"), [(None, False), (249, False), (250, True), (5000, True)])
+def test_a_worker_that_had_a_quarter_of_the_memory_is_suspected_without_a_counter(
+    peak: int | None, suspected: bool
+) -> None:
+    assert OomCounter([], limit_bytes=1000).suspected(peak) is suspected
+
+
+def test_an_out_of_memory_kill_makes_a_small_worker_suspected(tmp_path: Path) -> None:
+    events = tmp_path / "memory.events"
+    events.write_text("oom_kill 0\n")
+    counter = OomCounter([events], limit_bytes=1000)
+    assert not counter.suspected(1)
+    events.write_text("oom_kill 1\n")
+    assert counter.count() == 1
+    assert [counter.suspected(1) for _ in range(2)] == [True, False]

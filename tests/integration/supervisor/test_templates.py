@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
@@ -17,7 +18,8 @@ import anyio
 import psutil
 import pytest
 
-from dspool.protocol.records import Prepare, Prepared
+from dspool.errors import ProtocolError
+from dspool.protocol.records import Exited, Fork, Forked, Prepare, Prepared, Record, Refused, send_record
 from dspool.supervisor import forked, life
 from dspool.supervisor.launch import LaunchRequest
 from dspool.supervisor.life import WorkerProcess
@@ -243,7 +245,7 @@ async def test_a_template_that_is_out_of_descriptors_for_a_while_is_forked_from_
                 report = await tests.exited(worker_id)
                 assert report.reason == "boot_error"
                 assert report.detail.startswith("no file descriptor left (Too many open files)"), limit
-            if limit < 2:  # poll() itself refuses to wait for two: it dies of that, and another one is started
+            if limit < 3:  # poll() itself refuses to wait for three: it dies of that, and another one is started
                 await dead(template)
                 template = template_of(await tests.ready())
             resource.prlimit(template, resource.RLIMIT_NOFILE, limits)
@@ -256,6 +258,35 @@ def never_started(start_timeout_s: float = PATIENCE_S) -> Template:
     request = LaunchRequest(worker_id=1, pool="p", slots=1, python=sys.executable, env={})
     prepare = Prepare([], [], dspy=False)
     return Template(request, prepare, command=(), start_timeout_s=start_timeout_s, listener=Recorder())
+
+
+LIES: dict[str, tuple[Record, int]] = {
+    "a worker without its pidfd": (Forked(1, 1), 0),
+    "a worker with two": (Forked(1, 1), 2),
+    "a worker that nobody asked for": (Forked(2, 1), 1),
+    "a refusal of what nobody asked for": (Refused(2, errno=1), 0),
+    "a refusal with descriptors": (Refused(1, errno=1), 3),
+    "the end of a worker that was not forked": (Exited(1, 0, None, 0), 0),
+    "a request": (Fork(1), 0),
+}
+
+
+@one_backend
+@pytest.mark.parametrize("name", LIES)
+async def test_a_template_that_lies_is_not_believed_and_leaves_no_descriptor(name: str) -> None:
+    record, count = LIES[name]
+    template = never_started()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setblocking(False)
+        template._control = ours
+        template._asked[1] = _Asked(1)
+        before = open_fds()
+        send_record(theirs, record, [0] * count)
+        with pytest.raises(ProtocolError):
+            template._receive()
+        assert open_fds() == before
+        assert not template._asked[1].answered.is_set()
 
 
 @one_backend

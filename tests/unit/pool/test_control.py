@@ -13,7 +13,14 @@ from dspool.testing.pytest_plugin import Census
 
 pytestmark = pytest.mark.unit
 
-WRONG = [{"lm": {"model": ""}}, {"lm": 5}, {"adapter": "yaml"}, {"warm": "no such program"}, {"warm": 5}]
+WRONG = [
+    {"lm": {"model": ""}},
+    {"lm": "gpt-4o-mini"},
+    {"lm": 5},
+    {"adapter": "yaml"},
+    {"warm": "no such program"},
+    {"warm": 5},
+]
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=str)

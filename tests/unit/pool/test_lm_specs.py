@@ -73,6 +73,9 @@ def test_what_dspy_would_take_anyway_makes_no_difference() -> None:
     [
         ("", "must be a non-empty string"),
         ("openai/", "has a provider but no model after it"),
+        ("gpt-4o-mini", 'lm names no provider; write "openai/gpt-4o-mini"'),
+        ("claude-sonnet-4", 'write "anthropic/claude-sonnet-4"'),
+        (KEY, 'lm names no provider; write "provider/model", as in "openai/gpt-4o-mini"'),
         ({"api_key": KEY}, 'has no "model"'),
         ("offline", r"pass the object: lm=dspool\.testing\.offline_lm\.offline_lm\(\)"),
         ({"model": "offline/extractive"}, "names the offline LM in commands alone"),

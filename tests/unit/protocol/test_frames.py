@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dspool.errors import FrameTooLarge, MalformedFrame
+from dspool.protocol import frames
 from dspool.protocol.frames import GROWTH, HEADER_BYTES, FrameDecoder, encode_frame, seal_frame
 
 pytestmark = pytest.mark.unit
@@ -16,6 +17,11 @@ STREAM = b"".join(encode_frame(body) for body in BODIES)
 def frames_of(decoder: FrameDecoder) -> list[bytes]:
     """What the decoder has to give now."""
     return [bytes(body) for body in iter(decoder.next_frame, None)]
+
+
+@pytest.fixture(autouse=True)
+def _no_spare_buffer() -> None:
+    frames._spare.clear()
 
 
 def receive(decoder: FrameDecoder, data: bytes, most: int = 2**30) -> list[bytes]:
@@ -143,6 +149,35 @@ def test_after_a_large_frame_its_memory_is_given_back() -> None:
     decoder.space()
     assert room_of(decoder) == 65_536
     assert receive(decoder, STREAM) == BODIES
+
+
+def test_the_buffer_given_back_last_serves_the_next_large_frame_on_any_pipe() -> None:
+    first, second = FrameDecoder(), FrameDecoder()
+    receive(first, bytes(encode_frame(bytes(1_000_000))))
+    buffer = first._buffer
+    first.give_back()
+    assert room_of(first) == 65_536
+    body = bytes(range(256)) * 3000
+    assert receive(second, bytes(encode_frame(body))) == [body]
+    assert second._buffer is buffer
+
+
+def test_a_buffer_several_times_too_large_is_not_used_for_a_smaller_frame() -> None:
+    first, second = FrameDecoder(), FrameDecoder()
+    receive(first, bytes(encode_frame(bytes(8_000_000))))
+    first.give_back()
+    receive(second, bytes(encode_frame(bytes(1_000_000))))
+    assert room_of(second) == 1_000_000 + HEADER_BYTES
+
+
+def test_nothing_is_given_back_while_another_frame_has_begun() -> None:
+    decoder = FrameDecoder()
+    large = bytes(1_000_000)
+    decoder.feed(bytes(encode_frame(large)) + b"\0\0\0")
+    assert [len(body) for body in frames_of(decoder)] == [len(large)]
+    decoder.give_back()
+    decoder.feed(b"\x01a")
+    assert list(map(bytes, frames_of(decoder))) == [b"a"]
 
 
 def test_a_view_that_the_caller_keeps_does_not_stop_the_buffer_from_growing() -> None:

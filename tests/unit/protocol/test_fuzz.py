@@ -20,6 +20,7 @@ from dspool.protocol.codec import JSON, MSGPACK, Codec
 from dspool.protocol.frames import FrameDecoder, encode_frame
 from dspool.protocol.messages import ErrorInfo, Request, Response, answered, refused, validate_request
 from dspool.protocol.values import from_ext, to_json, to_plain
+from tests.mutations import chunked, mutated
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -118,12 +119,6 @@ def decode_both(codec: Codec, body: bytes) -> None:
             check(error)
 
 
-def chunked(data: bytes, rng: random.Random) -> list[bytes]:
-    """`data` in pieces of random sizes."""
-    cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.randrange(8)))
-    return [data[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True)]
-
-
 def read_all(data: list[bytes]) -> tuple[list[bytes], str | None]:
     """The frames in the chunks, and the name of the error that ended them."""
     decoder, frames = FrameDecoder(CAP), []
@@ -136,29 +131,6 @@ def read_all(data: list[bytes]) -> tuple[list[bytes], str | None]:
     except ProtocolError as error:
         return frames, type(error).__name__
     return frames, None
-
-
-def mutated(data: bytes, rng: random.Random) -> bytes:
-    """`data` after one to four accidents."""
-    fresh = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(fresh) + 1)
-        accident = rng.randrange(6)
-        if accident == 0:
-            fresh[at : at + 1] = bytes([rng.randrange(256)])
-        elif accident == 1:
-            del fresh[at : at + rng.randrange(8)]
-        elif accident == 2:
-            fresh[at:at] = rng.randbytes(rng.randrange(8))
-        elif accident == 3:  # a length lies: array, map, str, bin, ext
-            fresh[at : at + 1] = rng.choice(b"\xdd\xdf\xdb\xc6\xc9").to_bytes() + rng.choice(
-                [b"\xff" * 4, b"\0\0\xff\0"]
-            )
-        elif accident == 4:
-            fresh[at:at] = rng.choice([b"\x91", b"\x81\xa1a", b"[", b'{"a":']) * rng.choice([3, 300, 3000])
-        else:
-            del fresh[at:]
-    return bytes(fresh)
 
 
 @fuzzed

@@ -9,9 +9,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import msgspec
 import pytest
 
+from dspool.errors import MalformedFrame
 from dspool.protocol.messages import ErrorInfo
 from dspool.protocol.records import (
     DescriptorsLost,
@@ -119,14 +119,19 @@ def test_descriptors_that_do_not_all_fit_are_closed_and_the_record_says_whose_th
     assert receive_record(theirs) == (Fork(8), [])
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b"\xc0", b"\xc1", b"\xff" * 9, b"\x83\xa4type\xa6Forke\xba", b"\x82\xa4type\xa8Prepared\xa6" + b"\x91" * 9000],
+    ids=["no object", "no message", "noise", "no text", "deep"],
+)
 def test_a_body_that_is_no_record_is_an_error_and_its_descriptors_are_closed(
-    pair: tuple[socket.socket, socket.socket],
+    pair: tuple[socket.socket, socket.socket], body: bytes
 ) -> None:
     ours, theirs = pair
     read_fd, write_fd = os.pipe()
-    ours.sendmsg([b"\xc0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [write_fd]))])
+    ours.sendmsg([body], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [write_fd]))])
     os.close(write_fd)
-    with pytest.raises(msgspec.ValidationError):
+    with pytest.raises(MalformedFrame, match="can't be read"):
         receive_record(theirs)
     assert os.read(read_fd, 1) == b""
     os.close(read_fd)

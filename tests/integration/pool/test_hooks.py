@@ -1,0 +1,332 @@
+"""Hooks that raise, block, or call back into the pool; and close() from wherever a user may call it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import anyio
+import pytest
+
+import dspool
+from dspool.pool.events import QUEUE_LENGTH, Events
+from dspool.testing.fake import FakeLauncher
+from dspool.testing.pytest_plugin import MakeAsyncPool, MakePool
+
+DEADLINE_S = 20.0
+
+
+def echo(**inputs: Any) -> Any:
+    """A program."""
+    return inputs
+
+
+def fakes() -> FakeLauncher:
+    """Workers that echo."""
+    return FakeLauncher(lambda call: call.inputs)
+
+
+# --- on_event ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("raised", [ValueError, SystemExit, KeyboardInterrupt])
+def test_whatever_a_hook_raises_it_is_told_of_the_next_event(make_pool: MakePool, raised: type[BaseException]) -> None:
+    seen: list[str] = []
+
+    def on_event(event: str, fields: Mapping[str, Any]) -> None:
+        seen.append(event)
+        raise raised
+
+    pool = make_pool(workers=2, launcher=fakes(), on_event=on_event)
+    assert pool.run(echo, {"value": 1}) == {"value": 1}
+    pool.close()
+    assert seen.count("worker.ready") == 2
+    assert seen[-1] == "pool.closed"
+
+
+def test_what_a_blocked_hook_is_not_told_of_is_counted_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked, go_on, seen = threading.Event(), threading.Event(), []
+
+    def on_event(event: str, fields: Mapping[str, Any]) -> None:
+        seen.append(event)
+        blocked.set()
+        go_on.wait(DEADLINE_S)
+
+    events = Events("a-pool", on_event)
+    said: list[str] = []
+    monkeypatch.setattr(type(events._log), "_write", lambda log, level, event, fields: said.append(event))
+    events.publish("first", {})
+    assert blocked.wait(DEADLINE_S)
+    for number in range(QUEUE_LENGTH + 50):
+        events.publish(f"event-{number}", {})
+    assert events.dropped == 50
+    go_on.set()
+    events.close(DEADLINE_S)
+    assert len(seen) == QUEUE_LENGTH + 1
+    assert said.count("hook.overrun") == 1
+
+
+def test_the_stats_say_what_a_hook_was_not_told_of(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dspool.pool.events.QUEUE_LENGTH", 0)
+    seen: list[str] = []
+    pool = make_pool(workers=1, launcher=fakes(), on_event=lambda event, fields: seen.append(event))
+    assert pool.stats().events_dropped >= 1
+    pool.close()
+    assert seen == []
+
+
+def test_a_hook_may_use_the_pool(make_pool: MakePool) -> None:
+    answers: list[Any] = []
+    done = threading.Event()
+
+    def on_event(event: str, fields: Mapping[str, Any]) -> None:
+        if event == "worker.lost":
+            pool.wait_ready(timeout_s=DEADLINE_S)
+            answers.extend([pool.run(echo, {"from": event}), pool.stats().calls_ok, len(pool.workers())])
+            done.set()
+
+    launcher = fakes()
+    pool = make_pool(workers=1, launcher=launcher, on_event=on_event)
+    launcher.kill(pool.workers()[0].worker_id)
+    assert done.wait(DEADLINE_S)
+    assert answers == [{"from": "worker.lost"}, 1, 1]
+
+
+def test_close_in_an_event_hook_returns_at_once_and_the_hook_sees_the_end(make_pool: MakePool) -> None:
+    seen: list[str] = []
+    returned = threading.Event()
+
+    def on_event(event: str, fields: Mapping[str, Any]) -> None:
+        seen.append(event)
+        if event == "worker.lost":
+            pool.close()
+            returned.set()
+
+    launcher = fakes()
+    pool = make_pool(workers=2, launcher=launcher, on_event=on_event)
+    launcher.kill(pool.workers()[0].worker_id)
+    assert returned.wait(DEADLINE_S)
+    pool.close()
+    assert seen[-1] == "pool.closed"
+    with pytest.raises(dspool.PoolClosed):
+        pool.run(echo, {})
+    assert pool.stats().workers == 0
+
+
+def test_an_async_pools_hook_may_close_it_through_its_loop(make_async_pool: MakeAsyncPool) -> None:
+    closed: list[Any] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        def on_event(event: str, fields: Mapping[str, Any]) -> None:
+            if event == "worker.lost":
+                closed.append(asyncio.run_coroutine_threadsafe(pool.close(), loop))
+
+        launcher = fakes()
+        pool = await make_async_pool(workers=1, launcher=launcher, on_event=on_event).open()
+        over = pool._driver.over
+        launcher.kill((await pool.workers())[0].worker_id)
+        assert await asyncio.to_thread(over.wait, DEADLINE_S)
+        await pool.close()
+        assert (await pool.stats()).workers == 0
+
+    asyncio.run(main())
+    assert len(closed) == 1
+
+
+# --- the check hook ---------------------------------------------------------------------------------------------------
+
+
+def test_a_check_hook_may_look_at_the_pool_and_close_it(make_pool: MakePool) -> None:
+    seen: list[Any] = []
+
+    def check(worker: dspool.WorkerInfo, request: dspool.CheckoutRequest) -> dspool.Verdict:
+        seen.append((pool.stats().leased, pool.health().ready, len(pool.workers())))
+        if request.session == "last":
+            pool.close(0.0)
+        return dspool.KEEP
+
+    pool = make_pool(workers=2, launcher=fakes(), check=check)
+    assert pool.run(echo, {"value": 1}) == {"value": 1}
+    with pytest.raises(dspool.PoolClosed):
+        pool.run(echo, {}, session="last")
+    assert seen == [(1, 2, 2), (1, 2, 2)]
+    assert pool.stats().workers == 0
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_async_check_hook_may_close_the_pool(make_async_pool: MakeAsyncPool, backend: str) -> None:
+    async def main() -> None:
+        async def check(worker: dspool.WorkerInfo, request: dspool.CheckoutRequest) -> dspool.Verdict:
+            await pool.close(0.0)
+            return dspool.KEEP
+
+        async with make_async_pool(workers=1, launcher=fakes(), check=check) as pool:
+            with pytest.raises(dspool.PoolClosed):
+                await pool.run(echo, {})
+            assert (await pool.stats()).workers == 0
+
+    anyio.run(main, backend=backend)
+
+
+def test_a_check_hook_that_calls_through_the_worker_it_checks_ends_at_the_inner_calls_deadline(
+    make_pool: MakePool,
+) -> None:
+    inner: list[str] = []
+
+    def check(worker: dspool.WorkerInfo, request: dspool.CheckoutRequest) -> dspool.Verdict:
+        if not inner:
+            inner.append("asked")
+            try:
+                pool.run(echo, {}, timeout_s=0.05)  # the only worker is the one that is being checked
+            except dspool.QueueTimeout:
+                inner.append("too late")
+        return dspool.KEEP
+
+    pool = make_pool(workers=1, launcher=fakes(), check=check)
+    assert pool.run(echo, {"value": 1}) == {"value": 1}
+    assert inner == ["asked", "too late"]
+    assert pool.stats().exits == {}
+
+
+# --- close() in the middle of a map, and of calls ---------------------------------------------------------------------
+
+
+def test_close_by_the_rows_of_a_map(make_pool: MakePool) -> None:
+    pool = make_pool(workers=2, launcher=fakes())
+
+    def rows() -> Iterator[dict[str, int]]:
+        for number in itertools.count():
+            if number == 5:
+                pool.close(0.0)
+            yield {"n": number}
+
+    with pytest.raises(dspool.PoolClosed):
+        for _ in pool.map(echo, rows()):
+            pass
+    assert pool.stats().workers == 0
+
+
+def test_close_between_a_maps_results(make_pool: MakePool) -> None:
+    pool = make_pool(workers=2, launcher=fakes())
+    seen: list[Any] = []
+
+    def look() -> None:
+        for value in pool.map(echo, ({"n": number} for number in itertools.count())):
+            seen.append(value["n"])
+            if len(seen) == 3:
+                pool.close(0.0)
+
+    with pytest.raises(dspool.PoolClosed):
+        look()
+    assert seen == list(range(len(seen)))
+    assert pool.stats().workers == 0
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_async_pool_closed_by_another_task_ends_everything_that_runs_on_it(
+    make_async_pool: MakeAsyncPool, backend: str
+) -> None:
+    ends: dict[str, str] = {}
+
+    async def main() -> None:
+        running = anyio.Event()
+
+        async def ends_with(name: str, use: Callable[[], Any]) -> None:
+            try:
+                await use()
+            except dspool.PoolClosed:
+                ends[name] = "PoolClosed"
+            else:
+                ends[name] = "done"
+
+        async def rows() -> Any:
+            for number in itertools.count():
+                yield {"n": number}
+
+        async def map_all() -> None:
+            async for _ in pool.map(echo, rows()):
+                running.set()
+
+        async def run_all() -> None:
+            while True:
+                await pool.run(echo, {})
+
+        async def lease_all() -> None:
+            while True:
+                async with await pool.checkout() as lease:
+                    await lease.run(echo, {})
+
+        async with anyio.create_task_group() as tasks:
+            pool = await make_async_pool(workers=2, launcher=fakes()).open()
+            uses: dict[str, Callable[[], Any]] = {"map": map_all, "run": run_all}
+            for name, use in uses.items():
+                tasks.start_soon(ends_with, name, use)
+            await running.wait()
+            tasks.start_soon(ends_with, "drain", lambda: pool.drain(DEADLINE_S))
+            tasks.start_soon(ends_with, "close", lambda: pool.close(0.0))
+            tasks.start_soon(ends_with, "close again", lambda: pool.close(0.0))
+        assert (await pool.stats()).workers == 0
+
+    anyio.run(main, backend=backend)
+    assert {name: ends[name] for name in ("map", "run")} == {"map": "PoolClosed", "run": "PoolClosed"}
+    assert (ends["close"], ends["close again"]) == ("done", "done")
+
+
+# --- threads that the system refuses ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let the system refuse threads whose names begin so; "": no more."""
+    start, refused = threading.Thread.start, [""]
+
+    def refuse_some(thread: threading.Thread) -> None:
+        if refused[0] and thread.name.startswith(refused[0]):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_some)
+
+    def names(prefix: str) -> None:
+        refused[0] = prefix
+
+    return names
+
+
+def test_a_pool_that_gets_no_thread_says_so_and_leaves_nothing(
+    no_leaks: None, pool_name: Callable[[], str], refuse: Callable[[str], None]
+) -> None:
+    refuse("dspool-control")
+    pool = dspool.Pool(name=pool_name(), workers=1, launcher=fakes())
+    with pytest.raises(dspool.PoolError, match="gets no thread from the system"):
+        pool.open()
+    pool.close()
+    with pytest.raises(dspool.PoolClosed):
+        pool.run(echo, {})
+
+
+def test_a_map_that_gets_no_thread_says_so_and_the_pool_goes_on(
+    make_pool: MakePool, refuse: Callable[[str], None]
+) -> None:
+    pool = make_pool(workers=1, launcher=fakes())
+    refuse("dspool-map")
+    with pytest.raises(dspool.PoolError, match="gets no thread from the system"):
+        list(pool.map(echo, [{"n": 1}]))
+    refuse("")
+    assert list(pool.map(echo, [{"n": 1}])) == [{"n": 1}]
+
+
+def test_events_wait_for_a_thread_that_the_system_refuses(make_pool: MakePool, refuse: Callable[[str], None]) -> None:
+    seen: list[str] = []
+    refuse("dspool-events")
+    pool = make_pool(workers=1, launcher=fakes(), on_event=lambda event, fields: seen.append(event))
+    assert pool.run(echo, {"value": 1}) == {"value": 1}
+    assert seen == []
+    refuse("")
+    pool.close()
+    assert (seen[0], seen[-1]) == ("worker.ready", "pool.closed")
