@@ -340,8 +340,22 @@ def check_effects(core: PoolCore, effects: Iterable[c.Effect]) -> None:
             lease = core.leases.get(effect.lease_id)
             assert lease is not None, f"lease {effect.lease_id} is refused and gone: nobody can read why"
             assert lease.state is LeaseState.CLOSED, f"lease {effect.lease_id} is refused and {lease.state.value}"
+            _check_shed(core, lease)
         elif not isinstance(effect, c.Report):
             _check_order_for_worker(core, effect, killed)
+
+
+def _check_shed(core: PoolCore, lease: Lease) -> None:
+    """Who was let into the queue is shed only in a pool that sheds, after twice the target, and as a newcomer."""
+    waited_s, target_s = core.now - lease.created_at, core.options.shed_target_s
+    if lease.refusal is None or lease.refusal.code != "PoolSaturated" or waited_s == 0.0:
+        return
+    assert target_s is not None, (
+        f"{_said(lease)} waited {waited_s:g} s, and was refused for a queue that was full before"
+    )
+    assert waited_s > 2 * target_s, f"{_said(lease)} was shed after {waited_s:g} s"
+    before = {*lease.skipped, *lease.removed}
+    assert not before, f"{_said(lease)} was shed, and had been granted workers {before}"
 
 
 def _check_retirements(core: PoolCore, effects: list[c.Effect]) -> None:

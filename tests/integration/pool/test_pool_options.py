@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import queue
+import socket
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,39 @@ def test_a_worker_that_grows_is_replaced_while_calls_go_on(make_pool: MakePool) 
     stats = pool.stats()
     assert (stats.calls_ok, stats.calls_lost, stats.replaced) == (calls + 3, 0, 1)
     assert stats.exits == {"recycle_memory": 1}
+
+
+def grow_and_stay(mebibytes: int, path: str) -> int:
+    """Grow, say so at this door, and go when somebody says something there."""
+    pid = grow(mebibytes)
+    with socket.socket(socket.AF_UNIX) as door:
+        door.connect(path)
+        door.recv(1)
+    return pid
+
+
+@pytest.mark.usefixtures("frequent_samples")
+def test_a_worker_that_grows_in_a_call_is_replaced_meanwhile_and_ends_after_that_call(
+    make_pool: MakePool, tmp_path: Path
+) -> None:
+    events = Events()
+    pool = make_pool(workers=1, max_rss_bytes=200 * MIB, on_event=events)
+    path = str(tmp_path / "door")
+    with socket.socket(socket.AF_UNIX) as door, ThreadPoolExecutor(1) as threads:
+        door.settimeout(30)
+        door.bind(path)
+        door.listen()
+        call = threads.submit(pool.run, grow_and_stay, {"mebibytes": 250, "path": path})
+        with door.accept()[0] as guest:
+            assert events.wait("worker.due")["reason"] == "recycle_memory"
+            assert events.wait("worker.ready")["worker_id"] == 2
+            other = pool.run(grow, {"mebibytes": 0})
+            assert not call.done()
+            guest.send(b"x")
+        assert call.result(30) != other
+    report = events.wait("worker.ended")["report"]
+    assert (report.worker_id, report.reason, report.calls) == (1, "recycle_memory", 1)
+    assert pool.stats().calls_lost == 0
 
 
 @pytest.mark.usefixtures("frequent_samples")

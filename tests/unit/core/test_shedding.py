@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import heapq
+import random
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from dspool.options import WorkerGroup
+from dspool.options import PoolOptions, WorkerGroup
+from dspool.pool.core import invariants
 from dspool.pool.core.commands import (
     Checkin,
     Checkout,
@@ -16,6 +20,7 @@ from dspool.pool.core.commands import (
     Drain,
     Grant,
     Pause,
+    Refusal,
     Reject,
     Resize,
     Resume,
@@ -23,7 +28,10 @@ from dspool.pool.core.commands import (
     Tick,
     WorkerUnwell,
 )
+from dspool.pool.core.shedding import Line
 from dspool.pool.core.snapshot import pool_stats
+from dspool.pool.core.states import LeaseState
+from dspool.testing.simulation import SimWorld, swarm
 from dspool.types import Remove
 from tests.unit.core.world import World, of
 
@@ -465,3 +473,70 @@ def test_thousands_of_waiters_are_refused_in_one_step_quickly() -> None:
     took_s = time.perf_counter() - before
     assert len(of(effects, Reject)) == 5000
     assert took_s < 2.0, "a bound against what grows with the square of the queue, not a measurement"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(30_000, 30_016))
+def test_a_simulated_pool_that_sheds_holds(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(rng: random.Random) -> PoolOptions:
+        more = random.Random(seed)
+        target_s, interval_s = more.choice((0.05, 0.3, 1.0)), more.choice((0.05, 0.5, 2.0))
+        return replace(swarm.draw_options(rng), shed_target_s=target_s, shed_interval_s=interval_s)
+
+    monkeypatch.setattr("dspool.testing.simulation.world.draw_options", drawn)
+    first = SimWorld(seed)
+    assert first.run() == SimWorld(seed, checked=False).run()
+
+
+# --- the invariants can fail ------------------------------------------------------------------------------------------
+
+
+def _the_line(world: World) -> Line:
+    assert world.core.lines is not None
+    (line,) = world.core.lines.table.values()
+    return line
+
+
+def out_of_line(world: World) -> None:
+    _the_line(world).waiters.popitem()
+
+
+def disordered(world: World) -> None:
+    _the_line(world).waiters.move_to_end(2)
+
+
+def never_looked_at(world: World) -> None:
+    world.core.timers.disarm("shed", _the_line(world).number)
+
+
+def shed_though_nobody_waits(world: World) -> None:
+    line = _the_line(world)
+    for lease_id in list(line.waiters):
+        world.cancel(lease_id)
+    line.shedding = True
+
+
+def granted_before(world: World) -> None:
+    world.lease(2).skipped = {7: "no"}
+
+
+@pytest.mark.parametrize("breach", [out_of_line, disordered, never_looked_at, shed_though_nobody_waits, granted_before])
+def test_a_breach_of_the_lines_is_noticed(breach: Callable[[World], None]) -> None:
+    world = shedding()
+    world.checkouts(2, now=0.0)
+    world.checkout(now=0.5)
+    invariants.check(world.core)
+    breach(world)
+    with pytest.raises(AssertionError, match="line"):
+        invariants.check(world.core)
+
+
+@pytest.mark.parametrize("target_s", [1.0, None])
+def test_a_waiter_who_is_shed_too_soon_or_in_a_pool_that_does_not_shed_is_noticed(target_s: float | None) -> None:
+    world = World.ready(1, shed_target_s=target_s)
+    _, waiter = world.checkouts(2, now=0.0)
+    world.tick(0.5)
+    lease = world.lease(waiter)
+    lease.state, lease.refusal = LeaseState.CLOSED, Refusal("PoolSaturated", "is overloaded")
+    with pytest.raises(AssertionError, match=r"0\.5 s"):
+        invariants.check_effects(world.core, [Reject(waiter)])
