@@ -45,6 +45,7 @@ class Accidents(Callers):
         }
         return {
             "crash": self._crash,
+            "hang": self._hang,
             "template_death": self._template_dies,
             "pause": self._pause,
             "drain": self._drain,
@@ -72,6 +73,16 @@ class Accidents(Callers):
         if found:
             self._strikes("crash")
             self._dies_by_itself(self.rng.choice(found[self.rng.choice(list(found))]))
+
+    def _hang(self) -> None:
+        """A worker is stopped, whatever it does. One that runs a call is found out by that call's deadline alone."""
+        alive = [process for process in self.processes.values() if not process.dead and not process.hung]
+        if alive:
+            process = self.rng.choice(alive)
+            self._strikes("hang")
+            seen = set(moments.of_worker(self.core, process))
+            self._note("hang", *(seen & {"starting", "idle", "running", "draining", "stopping"}))
+            process.hung = True
 
     def _pause(self) -> None:
         self._strikes("pause")

@@ -120,8 +120,10 @@ class Calls(Processes):
         assert caller.executions == 1 or caller.runs, f"{caller} runs {caller.executions} times"
         pipe.frame = lease.lease_id
         lease_id = lease.lease_id
-        if process.hung or self._chance("hang"):
-            process.hung = process.hung or self.rng.random() < 0.3
+        if self._stands_still(process):
+            pass
+        elif self._chance("hang"):
+            process.hung = self.rng.random() < 0.3
         elif lease.program == "evil" and self._chance("crash_in_call"):
             self.at(self._soon(0.1), lambda: self._dies_by_itself(process, "crash"))
         else:

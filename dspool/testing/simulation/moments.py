@@ -20,6 +20,8 @@ MOMENTS: dict[str, str] = {
     # a worker ends by itself
     "death": "starting|idle|checking|granted|running|answered|between runs|cancelling|abandoned|due|replacing|tried|"
     "hung|draining|stopping|killed",
+    # a worker is stopped where it stands, as by SIGSTOP: it lives, and does nothing any more
+    "hang": "starting|idle|running|draining|stopping",
     # a caller gives up
     "cancel": "queued|refused|checking|granted|running|answered|between runs|over",
     # a caller's time, or its lease's, is over

@@ -51,6 +51,8 @@ class Processes(Templates):
     def _boot(self, process: Process) -> None:
         if process.dead and not self._chance("late_ready"):
             return
+        if process.hung and not process.dead:
+            return
         worker = self.core.workers.get(process.worker_id)
         known = worker is not None and worker.state is WorkerState.STARTING
         self._note("ready", "in time" if known else "given up" if worker is not None else "gone")
@@ -119,11 +121,15 @@ class Processes(Templates):
         if not process.dead and self._chance("crash_at_order"):
             self._dies_by_itself(process)
 
+    def _stands_still(self, process: Process) -> bool:
+        """Whether it does nothing. Once the world is calm it answers calls and no pings: those must find it out."""
+        return process.hung and not self.calm
+
     # --- its pipes ----------------------------------------------------------------------------------------------------
 
     def _answered(self, process: Process, pipe: Pipe, lease_id: int) -> None:
         """The worker has written its answer into the pipe."""
-        if process.dead or pipe.frame != lease_id:
+        if process.dead or pipe.frame != lease_id or self._stands_still(process):
             return
         pipe.frame, pipe.answer, pipe.lies = None, lease_id, self._chance("lie")
         if pipe.left_by is not None:

@@ -100,6 +100,7 @@ class SimWorld(Accidents):
             self._advance()
         if self.core.state is not PoolState.OPEN:
             return
+        self._leave_one_hanging()
         while (missing := self._not_whole()) is not None:
             self._require_before(until, missing)
             self._advance()
@@ -109,6 +110,12 @@ class SimWorld(Accidents):
             while self.callers:
                 self._require_before(until + LIVENESS_S)
                 self._advance()
+
+    def _leave_one_hanging(self) -> None:
+        """Nobody calls any more: a worker that stands still now is found out by its pings, or by nobody."""
+        alive = [process for process in self.processes.values() if process.ready and not process.dead]
+        if self.rates["hang"] and alive and self.options.ping_interval_s is not None:
+            alive[0].hung = True
 
     def _closing_phase(self) -> None:
         if self.core.state is PoolState.OPEN and self.rng.random() < 0.5:

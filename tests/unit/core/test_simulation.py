@@ -37,11 +37,11 @@ def test_different_seeds_have_different_traces() -> None:
 
 @pytest.mark.slow
 def test_most_moves_of_the_state_tables_and_of_faults_are_seen_in_a_few_seeds() -> None:
-    tally = simulator.simulate_all(range(20_000, 20_040), 200)
+    tally = simulator.simulate_all(range(20_000, 20_024), 200)
     assert tally.failures == []
     assert len(tally.moves & ALL_MOVES) > 0.8 * len(ALL_MOVES)
     assert len(tally.fault_moves) > 0.8 * len(FAULT_MOVES)
-    assert tally.summary(1.0).startswith("40 seeds, each twice")
+    assert tally.summary(1.0).startswith("24 seeds, each twice")
 
 
 def test_a_move_is_a_fault_or_a_fault_and_the_state_it_struck_in_and_the_rest_is_named_as_not_seen() -> None:

@@ -261,6 +261,6 @@ _examples = os.environ.get("STATEFUL_EXAMPLES")
 CoreObeysReference.TestCase.settings = (
     settings(STEADY, derandomize=False, max_examples=int(_examples), stateful_step_count=60)
     if _examples
-    else settings(STEADY, max_examples=150, stateful_step_count=40)
+    else settings(STEADY, max_examples=80, stateful_step_count=30)
 )
 TestCoreObeysReference = CoreObeysReference.TestCase
