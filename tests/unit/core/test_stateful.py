@@ -109,8 +109,8 @@ class CoreObeysReference(RuleBasedStateMachine):
         affinity: Any = "strict_fail_fast" if fail_fast else "strict"
         self.step(
             c.Checkout(
-                lease_id, call_id, session=session, affinity=affinity, priority=priority, deadline=call.deadline,
-                cancellable=cancellable, retry=retry,
+                lease_id, call_id, program="p", session=session, affinity=affinity, priority=priority,
+                deadline=call.deadline, cancellable=cancellable, retry=retry,
             )
         )  # fmt: skip
 
