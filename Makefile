@@ -9,7 +9,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
-SEEDS ?= 500
+SEEDS ?= 1000
 SEED ?= 1
 # Newest versions by default; `make lock LOCK_ARGS=` keeps every pin that still fits pyproject.toml.
 LOCK_ARGS ?= --upgrade
@@ -88,7 +88,7 @@ PIP_FAILED = { echo "dspool: pip could not install $(1); its own message is abov
 help: ## list the targets
 	@echo "Targets (each makes .venv by itself when it needs it):"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
-	@echo "Variables: PYTHON=python3.12 (what .venv is made of), ARGS=\"...\" (passed on), SEEDS=500, SEED=1."
+	@echo "Variables: PYTHON=python3.12 (what .venv is made of), ARGS=\"...\" (passed on), SEEDS=1000, SEED=1."
 	@echo "The benchmarks make .venv-bench for the peers they measure against; one script: make bench ONLY=calls,"
 	@echo "its options: make bench ONLY=calls ARGS=--help. How to read them: docs/how-to/benchmark.md."
 

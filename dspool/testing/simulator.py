@@ -1,7 +1,11 @@
 """The simulator's command: many seeds of SimWorld, each twice with equal traces.
 
-    python -m dspool.testing.simulator --seeds 500            seeds 0 to 499
-    python -m dspool.testing.simulator --seed 17 --verbose    one seed, its trace as it happens
+    python -m dspool.testing.simulator --seeds 500                    seeds 0 to 499
+    python -m dspool.testing.simulator --start 5000 --seeds 500       seeds 5000 to 5499
+    python -m dspool.testing.simulator --seeds 500 --moves            and which moves were seen, and which were not
+    python -m dspool.testing.simulator --seed 17 --verbose            one seed, its trace as it happens
+
+A move is one of the state tables, or a fault and the state it struck in ("death: checking").
 
 Exit code 0: every seed held. 1: one broke a law; its seed, step, last trace lines and replay command are printed.
 """
@@ -19,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dspool.pool.core.states import LEASE_MOVES, POOL_MOVES, SLOT_MOVES, WORKER_MOVES
-from dspool.testing.simulation import FAULTS, Move, SimulationFailure, SimWorld
+from dspool.testing.simulation import FAULT_MOVES, FAULTS, Move, SimulationFailure, SimWorld
 
 DEFAULT_STEPS = 300
 _TABLES: tuple[Any, ...] = (WORKER_MOVES, SLOT_MOVES, LEASE_MOVES, POOL_MOVES)
@@ -36,6 +40,8 @@ class Tally:
     injected: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     moves: set[Move] = field(default_factory=set)
+    fault_moves: Counter[str] = field(default_factory=Counter)
+    """In how many seeds each was seen."""
     failures: list[str] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
@@ -45,6 +51,7 @@ class Tally:
         self.injected += other.injected
         self.outcomes += other.outcomes
         self.moves |= other.moves
+        self.fault_moves += other.fault_moves
         self.failures += other.failures
 
     def summary(self, took_s: float) -> str:
@@ -53,8 +60,14 @@ class Tally:
         seen = len(self.moves & ALL_MOVES)
         return (
             f"{self.seeds} seeds, each twice, in {took_s:.1f} s: {self.steps} steps, {self.steps / took_s:,.0f} "
-            f"commands/s; {seen} of {len(ALL_MOVES)} moves seen; {sum(self.outcomes.values())} calls; faults: {faults}"
+            f"commands/s; {seen} of {len(ALL_MOVES)} moves seen and {len(self.fault_moves)} of {len(FAULT_MOVES)} of "
+            f"faults; {sum(self.outcomes.values())} calls; faults: {faults}"
         )
+
+    def unseen(self) -> list[str]:
+        """The moves that no seed made."""
+        moves = [f"{type(old).__name__} {old} -> {new}" for old, new in ALL_MOVES - self.moves]
+        return sorted(moves) + sorted(FAULT_MOVES - self.fault_moves.keys())
 
 
 def simulate(seed: int, steps: int = DEFAULT_STEPS) -> Tally:
@@ -76,6 +89,7 @@ def simulate(seed: int, steps: int = DEFAULT_STEPS) -> Tally:
         tally.failures.append(str(failure))
     tally.steps = first.steps + second.steps
     tally.injected, tally.outcomes, tally.moves = first.injected, first.outcomes, first.moves
+    tally.fault_moves = Counter(first.fault_moves)
     return tally
 
 
@@ -89,13 +103,14 @@ def simulate_all(seeds: Iterable[int], steps: int = DEFAULT_STEPS) -> Tally:
     return tally
 
 
-def _parallel(start: int, seeds: int, steps: int) -> Tally:
-    processes = min(2, os.cpu_count() or 1, seeds)
+def _parallel(start: int, seeds: int, steps: int, processes: int) -> Tally:
+    processes = min(processes, seeds)
     if processes < 2:
         return simulate_all(range(start, start + seeds), steps)
     tally = Tally()
     with ProcessPoolExecutor(processes) as pool:
-        parts = [range(start + first, start + seeds, 16) for first in range(min(16, seeds))]
+        count = min(8 * processes, seeds)
+        parts = [range(start + first, start + seeds, count) for first in range(count)]
         for part in pool.map(simulate_all, parts, [steps] * len(parts)):
             tally.add(part)
     return tally
@@ -117,16 +132,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--start", type=int, default=0, help="the first of them (default: 0)")
     parser.add_argument("--seed", type=int, help="only this seed")
     parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help="steps of the safety phase (default: 300)")
+    cores = os.cpu_count() or 1
+    parser.add_argument("--processes", type=int, default=cores, help=f"that share the seeds (default: {cores}, cores)")
     parser.add_argument("--verbose", action="store_true", help="with --seed: print the trace as it happens")
-    parser.add_argument("--moves", action="store_true", help="list the moves of the state tables that were not seen")
+    parser.add_argument("--moves", action="store_true", help="in how many seeds each fault's move was seen")
     args = parser.parse_args(arguments)
     began = time.monotonic()
     if args.seed is not None and args.verbose:
         return _show(args.seed, args.steps)
-    tally = simulate(args.seed, args.steps) if args.seed is not None else _parallel(args.start, args.seeds, args.steps)
+    if args.seed is not None:
+        tally = simulate(args.seed, args.steps)
+    else:
+        tally = _parallel(args.start, args.seeds, args.steps, args.processes)
     if args.moves:
-        unseen = sorted(f"{type(old).__name__} {old} -> {new}" for old, new in ALL_MOVES - tally.moves)
-        print("not seen:", ", ".join(unseen) or "none")
+        for move in sorted(tally.fault_moves):
+            print(f"{tally.fault_moves[move]:8} {move}")
+    if args.moves or args.seed is None:
+        print("not seen:", ", ".join(tally.unseen()) or "none")
     print(tally.summary(time.monotonic() - began))
     for failure in tally.failures[:3]:
         print(failure, file=sys.stderr)

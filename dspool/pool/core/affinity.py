@@ -37,6 +37,7 @@ class Session(msgspec.Struct):
         """Its worker is no longer its own."""
         self.worker_id = None
         if self.used:
+            self.used = False
             self._lose()
         elif self.running:
             self.unsettled = True
@@ -56,7 +57,7 @@ class Session(msgspec.Struct):
 
     def _lose(self) -> None:
         self.generation += 1
-        self.lost, self.used, self.unsettled = True, False, False
+        self.lost, self.unsettled = True, False
 
     @property
     def in_use(self) -> bool:

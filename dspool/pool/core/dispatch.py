@@ -217,10 +217,13 @@ class Dispatch(Overload):
             return
         too_big = queue.size_bytes + lease.size_bytes > options.max_waiting_bytes
         full = queue.count >= options.max_waiting
+        group = self._only_group  # at full strength: nobody is started for it, and somebody will come free
+        grows = group is None or lease.skipped or not group.ready or group.ready < group.size + group.overflow
+        if full and grows:
+            self._fill()  # a start that those who wait already are owed, after a back-off, is not for the newcomer
         self._stand(lease)
         started, refusal = False, None
-        group = self._only_group  # at full strength: nobody is started for it, and somebody will come free
-        if group is None or lease.skipped or not group.ready or group.ready < group.size + group.overflow:
+        if grows:
             before = self.counters.started
             self._fill()
             started = self.counters.started > before
@@ -294,15 +297,16 @@ class Dispatch(Overload):
     def _pin(self, lease: Lease, name: str, worker: Worker) -> bool:
         """The session runs here now. Returns whether its pin moved."""
         session = self.sessions.run(name, lease.lease_id)
-        if session.worker_id == worker.worker_id:
-            return False
-        if session.worker_id is not None:
-            self.counters.spills += 1
-            self._unpin(name, session)
-        session.worker_id = worker.worker_id
-        worker.sessions[name] = None
+        moved = session.worker_id != worker.worker_id
+        if moved:
+            if session.worker_id is not None:
+                self.counters.spills += 1
+                self._unpin(name, session)
+            session.worker_id = worker.worker_id
+            worker.sessions[name] = None
+        # Also where it stays: the call that moved it may have been cancelled before it looked at what it was told.
         lease.session_restarted, session.lost = session.lost, False
-        return True
+        return moved
 
     def _unpin(self, name: str, session: Session) -> None:
         """The session leaves a worker that lives."""

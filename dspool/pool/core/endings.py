@@ -219,8 +219,9 @@ class Endings(Dispatch):
         if command.written and worker is not None and worker.state is not STOPPING:
             self._give_up(lease, worker, command.why)
             return
-        if lease.session is not None and lease.session_restarted and not command.written:
-            self.sessions.table[lease.session].lost = True  # its caller never looked
+        looked = command.written or (lease.program is not None and not lease.running)  # it ran something before
+        if lease.session is not None and lease.session_restarted and not looked:
+            self.sessions.table[lease.session].lost = True
         self._end(lease)
         self._give_back(worker, lease.slot)
 

@@ -5,7 +5,7 @@
 
 Rules:
     1. The books are kept from what was said to the core and what it ordered. Of its tables they read only what a
-       caller may: the lease it was granted or refused; and which sessions it still knows.
+       caller may: the lease it was granted or refused; and which sessions it still knows, and where.
     2. A slot never has two callers; one with an unanswered call belongs to the lease that left it there.
     3. Whoever runs elsewhere after its session left state in a worker is told, and told once.
     4. They change nothing in the world and draw no chance.
@@ -18,6 +18,7 @@ from typing import Any
 
 from dspool.pool.core import commands as c
 from dspool.pool.core.machine import PoolCore
+from dspool.pool.core.records import Lease
 from dspool.pool.core.states import LeaseState, PoolState, SlotState, WorkerState
 from dspool.types import KEEP
 
@@ -47,18 +48,27 @@ class SessionBook:
 
     Attributes:
         place: the worker of its last grant.
-        used: a call was answered there since.
-        fresh: calls that left state anywhere since somebody was told of a loss.
-        owed: what a lease was told for, should it never have looked.
+        here: calls that left state there, or may have, since it came there.
+        sure: those among them that were answered. A call that was given up may have left some, or none.
+        gone: calls that left state elsewhere since somebody was told of a loss.
+        unheard: those among them whose loss a caller was told of that never looked.
+        owed: what a lease was told for, until its caller has looked.
     """
 
-    __slots__ = ("fresh", "owed", "place", "used")
+    __slots__ = ("gone", "here", "owed", "place", "sure", "unheard")
 
     def __init__(self) -> None:
         self.place: int | None = None
-        self.used = False
-        self.fresh = 0
+        self.here = self.sure = self.gone = self.unheard = 0
         self.owed: dict[int, int] = {}
+
+    def leave(self) -> None:
+        """Whatever it left in its place is behind it now."""
+        self.gone, self.here, self.sure, self.place = self.gone + self.here, 0, 0, None
+
+    def told(self, lease_id: int) -> None:
+        """This lease is told of what is gone."""
+        self.owed[lease_id], self.gone, self.unheard = self.gone, 0, 0
 
 
 class Books:
@@ -134,26 +144,36 @@ class Books:
             lease = self._core.leases[effect.lease_id]
             if lease.session is None:
                 continue
-            state = self.sessions.setdefault(lease.session, SessionBook())
-            told = lease.session_restarted
             if lease.refusal is not None:
-                told = lease.refusal.code == "SessionLost"
-                state.place = None if told else state.place
+                self._session_refused(lease, lease.session)
             else:
-                moved = state.place not in (None, lease.worker_id)
-                assert told or not (moved and state.used), f"lease {lease.lease_id} isn't told that its session moved"
-                assert lease.worker_id is not None
-                self.ran_in[lease.lease_id] = lease.session, lease.worker_id
-                state.used = state.used and not moved
-                state.place = lease.worker_id
-            if told:
-                assert state.fresh, (
-                    f"lease {lease.lease_id} is told of a loss, and there was none, or it was told before"
-                )
-                state.owed[lease.lease_id], state.fresh = state.fresh, 0
-                state.used = False
+                self._session_granted(lease, lease.session)
         for name in [name for name in self.sessions if name not in self._core.sessions.table]:
             del self.sessions[name]
+
+    def _session_granted(self, lease: Lease, name: str) -> None:
+        state, who = self.sessions.setdefault(name, SessionBook()), f"lease {lease.lease_id}"
+        assert lease.worker_id is not None
+        due = state.unheard
+        if state.place != lease.worker_id:
+            due += state.sure
+            state.leave()
+        assert lease.session_restarted or not due, f"{who} isn't told that state of its session was lost"
+        self.ran_in[lease.lease_id] = name, lease.worker_id
+        state.place = lease.worker_id
+        if lease.session_restarted:
+            assert state.gone, f"{who} is told of a loss, and there was none, or it was told before"
+            state.told(lease.lease_id)
+
+    def _session_refused(self, lease: Lease, name: str) -> None:
+        assert lease.refusal is not None
+        if lease.refusal.code != "SessionLost":
+            return
+        state, session = self.sessions.setdefault(name, SessionBook()), self._core.sessions.table.get(name)
+        if session is None or session.worker_id != state.place:
+            state.leave()
+        assert state.gone, f"lease {lease.lease_id} is refused for a loss, and there was none, or it was told before"
+        state.told(lease.lease_id)
 
     def _session_ran(
         self, command: c.Checkin | c.RunEnded | c.Cancel | c.CheckoutVerdict, name: str, worker_id: int
@@ -165,14 +185,18 @@ class Books:
         state = self.sessions.get(name)
         if state is None:
             return
-        if isinstance(command, (c.Checkin, c.RunEnded)):
-            if command.outcome in ("ok", "failed"):
-                state.fresh += 1
-                state.used = state.used or state.place == worker_id
-        elif isinstance(command, c.Cancel) and command.written:
-            state.fresh += 1
+        answered = isinstance(command, (c.Checkin, c.RunEnded)) and command.outcome in ("ok", "failed")
+        given_up = isinstance(command, c.Cancel) and command.written
+        if answered or given_up:
+            if state.place == worker_id:
+                state.here, state.sure = state.here + 1, state.sure + answered
+            else:
+                state.gone += 1
+        if given_up or isinstance(command, (c.Checkin, c.RunEnded)):
+            state.owed.pop(command.lease_id, None)
         elif not kept:  # it never looked at what it was told: another is told instead
-            state.fresh += state.owed.pop(command.lease_id, 0)
+            owed = state.owed.pop(command.lease_id, 0)
+            state.gone, state.unheard = state.gone + owed, state.unheard + owed
 
 
 class MovesSeen:

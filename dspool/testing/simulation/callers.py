@@ -13,6 +13,7 @@ from typing import Any
 
 from dspool.pool.core import commands as c
 from dspool.pool.core.commands import INFINITY
+from dspool.testing.simulation import moments
 from dspool.testing.simulation.calls import Calls
 from dspool.testing.simulation.parts import Caller, GaveUp, Wait
 
@@ -25,16 +26,18 @@ class Callers(Calls):
     def _arrival(self) -> None:
         if self.calm:
             return
-        burst = self.rng.choice((1, 1, 1, 2, 6))
+        rng, load = self.rng, self.load
+        burst = rng.choice((1, 1, 1, min(2, load.burst), load.burst))
         for _ in range(burst):
             self._arrival_of_one()
-        self.at(self.now + self.rng.expovariate(8.0) * burst, self._arrival)
+        pause_s = 30.0 if rng.random() < load.quiet else 0.0
+        self.at(self.now + pause_s + rng.expovariate(load.arrivals) * burst, self._arrival)
 
     def _arrival_of_one(self) -> None:
-        rng = self.rng
-        runs = rng.choice((0, 0, 0, 0, 1, 3))
+        rng, load = self.rng, self.load
+        runs = rng.choice((1, 3)) if rng.random() < load.leases else 0
         wants: dict[str, Any] = {"program": None if runs else rng.choice(("a", "b", "evil"))}
-        if rng.random() < 0.4:
+        if rng.random() < load.sessions:
             wants["session"] = rng.choice(("s", "t", "u", "v"))
             wants["affinity"] = rng.choice(("hint", "hint", "strict", "strict_fail_fast"))
             wants["session_lost_is_error"] = rng.random() < 0.3
@@ -46,8 +49,7 @@ class Callers(Calls):
             wants["hold_s"] = rng.choice((0.05, 0.5, 3.0))
         wants["size_bytes"] = rng.choice((0, 10, 300))
         wants["cancellable"] = rng.random() < 0.3
-        patience = rng.choice((0.0, 0.1, 0.5, 2.0, 2.0, 20.0, INFINITY))
-        self._start(wants, self.now + patience, runs=runs, idempotent=rng.random() < 0.3)
+        self._start(wants, self.now + rng.choice(load.patience_s), runs=runs, idempotent=rng.random() < 0.3)
 
     def _final_call(self, labels: frozenset[str], program: str) -> None:
         """Once the pool is whole again it serves every program in every group."""
@@ -66,12 +68,17 @@ class Callers(Calls):
     # --- its turns ----------------------------------------------------------------------------------------------------
 
     def _resume(self, caller: Caller, token: int) -> None:
-        if caller.ended is None and caller.token == token:
+        if caller.ended is not None or caller.token != token:
+            return
+        if token and self._chance("cancel_at_turn"):
+            self._cancel(caller)
+        else:
             caller.token += 1
             self._continue(caller, lambda: next(caller.steps))
 
     def _cancel(self, caller: Caller) -> None:
         if caller.ended is None:
+            self._note("cancel", moments.of_caller(self.core, self.processes, caller))
             caller.token += 1
             self._continue(caller, lambda: caller.steps.throw(GaveUp()))
 
@@ -103,8 +110,15 @@ class Callers(Calls):
 
     def _woken(self, effect: c.Grant | c.Reject) -> None:
         caller = self.by_lease.get(effect.lease_id)
-        if caller is not None:
-            self._wake(caller, "grant")
+        if caller is None:
+            return
+        if self._chance("cancel_at_order"):  # it was handed a worker, and never wakes to see it
+            self.at(self.now, lambda: self._cancel(caller))
+        lease = self.core.leases.get(effect.lease_id)
+        process = self.processes.get(lease.worker_id or 0) if lease is not None else None
+        if isinstance(effect, c.Grant) and process is not None and self._chance("crash_at_order"):
+            self._dies_by_itself(process)
+        self._wake(caller, "grant")
 
     def _unhang(self, caller: Caller) -> None:
         """A call that hangs and has no deadline would hang for ever: that is its caller's choice, not a bug."""

@@ -71,16 +71,17 @@ class Calls(Processes):
                 yield Wait("grant", caller.deadline)
                 if lease.state is LeaseState.QUEUED and self.now >= caller.deadline:
                     caller.closed = True
+                    self._note("deadline", "queued")
                     self.step(c.Cancel(lease.lease_id, False, "timeout"))
                     return "queue_timeout"
             if lease.state is LeaseState.CLOSED:
-                return lease.refusal.code if lease.refusal is not None else "expired"
+                return lease.refusal.code if lease.refusal is not None else self._expired()
             process = self.processes[lease.worker_id or 0]
             if process.dead or self._chance("unread"):
                 self._verdict(lease, Remove("its pipe ended"), died=process.dead)
                 continue
             if lease.state is LeaseState.CHECKING:
-                yield Wait("sleep", self._soon(0.05))
+                yield Wait("sleep", self._soon(3.0 if self._chance("slow_hook") else 0.05))
                 verdict: Verdict = KEEP
                 if self._chance("skip"):
                     verdict = Skip("not for this call")
@@ -92,7 +93,15 @@ class Calls(Processes):
 
     def _verdict(self, lease: Lease, verdict: Verdict, *, died: bool = False) -> None:
         """A verdict may come too late: the lease is over meanwhile."""
+        if lease.state is LeaseState.CLOSED:
+            self._note("verdict", "too late")
+        elif verdict != KEEP:
+            self._note("verdict", "died" if died else type(verdict).__name__.lower())
         self.step(c.CheckoutVerdict(lease.lease_id, verdict, died))
+
+    def _expired(self) -> str:
+        self._note("deadline", "hold")
+        return "expired"
 
     # --- the exchange -------------------------------------------------------------------------------------------------
 
@@ -111,17 +120,19 @@ class Calls(Processes):
         assert caller.executions == 1 or caller.runs, f"{caller} runs {caller.executions} times"
         pipe.frame = lease.lease_id
         lease_id = lease.lease_id
-        if self._chance("hang"):
+        if self._stands_still(process):
+            pass
+        elif self._chance("hang"):
             process.hung = self.rng.random() < 0.3
         elif lease.program == "evil" and self._chance("crash_in_call"):
-            self.at(self._soon(0.1), lambda: self._die(process, "crash"))
+            self.at(self._soon(0.1), lambda: self._dies_by_itself(process, "crash"))
         else:
             took = self.rng.choice((0.001, 0.05, 0.3, 3.0))
             self.at(self._soon(took), lambda: self._answered(process, pipe, lease_id))
         return pipe
 
     def _exchange(self, caller: Caller, lease: Lease) -> Steps:
-        """Write, and read the answer: "ok", "unwritten", "lost" or "timeout"."""
+        """Write, and read the answer: "ok", "lie", "unwritten", "lost" or "timeout"."""
         process = self.processes[lease.worker_id or 0]
         pipe = self._send(caller, lease)
         if pipe is None:
@@ -132,6 +143,7 @@ class Calls(Processes):
                 if self._chance("pipe_glitch"):
                     return "lost"
                 if self.now >= caller.deadline:
+                    self._note("deadline", "running")
                     return "timeout"
                 yield Wait("read", caller.deadline)
         finally:
@@ -140,7 +152,7 @@ class Calls(Processes):
             return "lost"
         assert pipe.answer == lease.lease_id, f"{caller} reads the answer to lease {pipe.answer}"
         pipe.answer = None
-        return "ok"
+        return "lie" if pipe.lies else "ok"
 
     # --- what is run --------------------------------------------------------------------------------------------------
 
@@ -154,13 +166,21 @@ class Calls(Processes):
         caller.closed = True
         if outcome == "timeout":
             self.step(c.Cancel(lease.lease_id, True, "timeout"))
-        elif outcome == "lost":
-            self.step(c.Checkin(lease.lease_id, "lost"))
+        elif outcome != "ok":
+            return self._lost(lease, outcome)
         else:
             verdict: Verdict = Remove("leaky") if self._chance("remove_at_checkin") else KEEP
             failed = self.rng.random() < 0.1
             self.step(c.Checkin(lease.lease_id, "failed" if failed else "ok", verdict))
         return outcome
+
+    def _lost(self, lease: Lease, outcome: str) -> str:
+        """The pipe ended, or what came through it was no answer: then the worker goes, and the call is lost too."""
+        if outcome == "lie":
+            self.step(c.Checkin(lease.lease_id, "none", Remove("a foreign id"), "protocol_error"))
+        else:
+            self.step(c.Checkin(lease.lease_id, "lost"))
+        return "lost"
 
     def _runs(self, caller: Caller, lease: Lease) -> Steps:
         """A lease without a program: some runs, and pauses between them."""
@@ -169,7 +189,7 @@ class Calls(Processes):
             if lease.refusal is not None:
                 break
             if lease.state is not LeaseState.GRANTED:
-                return "expired"
+                return self._expired()
             caller.written = True
             outcome = yield from self._exchange(caller, lease)
             caller.written = False
@@ -179,8 +199,7 @@ class Calls(Processes):
                 return outcome
             if outcome != "ok":
                 caller.closed = True
-                self.step(c.Checkin(lease.lease_id, "lost"))
-                return "lost"
+                return self._lost(lease, outcome)
             self.step(c.RunEnded(lease.lease_id, self.rng.choice(("ok", "ok", "failed"))))
             yield Wait("sleep", self._soon(self.rng.choice((0.01, 0.5))))
         caller.closed = True

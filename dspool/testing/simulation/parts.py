@@ -35,19 +35,44 @@ Steps = Generator[Wait, None, str]
 class Pipe:
     """A slot's pipe: what was written to the worker and not answered, and what was answered and not read."""
 
-    __slots__ = ("answer", "frame", "left_by", "reader")
+    __slots__ = ("answer", "frame", "left_by", "lies", "reader")
 
     def __init__(self) -> None:
         self.frame: int | None = None
         self.answer: int | None = None
+        self.lies = False
+        """What it answered is no answer: a broken frame, or one with a foreign id."""
         self.left_by: int | None = None
         self.reader: Caller | None = None
+
+
+class Template:
+    """A warm process that others are forked from."""
+
+    __slots__ = ("alive",)
+
+    def __init__(self) -> None:
+        self.alive = True
+
+
+class Kind:
+    """A group's template, the one that is being started, and the workers that wait for it."""
+
+    __slots__ = ("generation", "starting", "template", "waiting")
+
+    def __init__(self) -> None:
+        self.template: Template | None = None
+        self.generation = 0
+        self.starting: Template | None = None
+        self.waiting: list[Process] = []
 
 
 class Process:
     """A simulated worker process."""
 
-    __slots__ = ("dead", "group", "hung", "pipes", "ready", "reason", "reported", "worker_id")
+    __slots__ = (
+        "dead", "group", "hung", "pipes", "ready", "reason", "reported", "template", "wanted", "worker_id",
+    )  # fmt: skip
 
     def __init__(self, worker_id: int, group: str, slots: int) -> None:
         self.worker_id = worker_id
@@ -55,6 +80,10 @@ class Process:
         self.pipes = [Pipe() for _ in range(slots)]
         self.ready = self.dead = self.hung = self.reported = False
         self.reason: ExitReason = "exited"
+        self.template: Template | None = None
+        """What it was forked from; None while it waits for that."""
+        self.wanted = 0
+        """The generation that its template must be of, at least."""
 
 
 class Caller:

@@ -4,7 +4,8 @@ Everything follows from the seed. A *swarm*: each seed switches a random subset 
 random options. First a *safety phase* with faults; then a *liveness phase*, in which faults stop: every call must end,
 and the pool must be whole again, within bounded virtual time; then the pool is closed and must be empty.
 
-After each step `invariants` are checked, and the world's own books, which are kept apart from the core's tables:
+After each step `invariants` are checked, the `referee` judges the orders, and the world's own books are compared, which
+are kept apart from the core's tables:
     * each call ends exactly once, and nothing of it is left in the core;
     * a slot never has two callers, and one with an unanswered frame is never written to;
     * an answer reaches only the lease that asked;
@@ -13,12 +14,14 @@ After each step `invariants` are checked, and the world's own books, which are k
 It is written in layers, each a class on top of the one before; this one has the phases and the table of effects:
 
     world      the seed, the clock, one step of the core
+    templates  what workers are forked from
     processes  worker processes and their pipes
     calls      the way of a call
     callers    who calls, and when it wakes
     accidents  what befalls the pool from outside
 
-Beside them stand `swarm` (what a seed draws first), `parts` (records), `books` and `trace`.
+Beside them stand `swarm` (what a seed draws first), `parts` (records), `moments` (in which state a fault struck),
+`books`, `referee` and `trace`.
 """
 
 from __future__ import annotations
@@ -65,6 +68,8 @@ class SimWorld(Accidents):
         perform = _PERFORMERS.get(type(effect))
         if perform is not None:
             perform(self, effect)
+        if isinstance(effect, (c.Spawn, c.Stop, c.Probe, c.CancelCall, c.Abandon)):
+            self._struck_at(effect)
 
     # --- the phases ---------------------------------------------------------------------------------------------------
 
@@ -84,6 +89,9 @@ class SimWorld(Accidents):
         for group in self.core.groups.values():
             if group.size + group.overflow < 1:
                 self.step(c.Resize(group.name, 1))
+        if self.options.ping_interval_s is None:  # nobody would ever find out
+            for process in self.processes.values():
+                process.hung = False
         for caller in self.callers.values():
             self._unhang(caller)
         until = self.now + LIVENESS_S
@@ -92,6 +100,7 @@ class SimWorld(Accidents):
             self._advance()
         if self.core.state is not PoolState.OPEN:
             return
+        self._leave_one_hanging()
         while (missing := self._not_whole()) is not None:
             self._require_before(until, missing)
             self._advance()
@@ -101,6 +110,12 @@ class SimWorld(Accidents):
             while self.callers:
                 self._require_before(until + LIVENESS_S)
                 self._advance()
+
+    def _leave_one_hanging(self) -> None:
+        """Nobody calls any more: a worker that stands still now is found out by its pings, or by nobody."""
+        alive = [process for process in self.processes.values() if process.ready and not process.dead]
+        if self.rates["hang"] and alive and self.options.ping_interval_s is not None:
+            alive[0].hung = True
 
     def _closing_phase(self) -> None:
         if self.core.state is PoolState.OPEN and self.rng.random() < 0.5:
@@ -140,7 +155,12 @@ class SimWorld(Accidents):
         alive = [process for process in self.processes.values() if not process.reported]
         if len(alive) != len(self.core.workers):
             return f"{len(alive)} processes live, {len(self.core.workers)} workers are known"
-        return None
+        for process in alive:
+            if process.hung:
+                return f"worker {process.worker_id} hangs"
+            if process.template is not None and not process.template.alive:
+                return f"worker {process.worker_id} is of a template that died"
+        return self.referee.waits_for_ever()
 
     def _failure(self, error: BaseException) -> str:
         lines = self.trace.last_lines()
@@ -156,6 +176,7 @@ _PERFORMERS: dict[type, Callable[[SimWorld, Any], None]] = {
     c.Stop: SimWorld._stopped,
     c.Kill: SimWorld._killed,
     c.Probe: SimWorld._probed,
+    c.Renew: SimWorld._renewed,
     c.CancelCall: SimWorld._left_behind,
     c.Abandon: SimWorld._left_behind,
     c.Grant: SimWorld._woken,

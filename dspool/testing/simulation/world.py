@@ -3,7 +3,7 @@
 Rules:
     1. Everything follows from the seed: chance comes from `rng` alone, time from `now`, order from the events' queue.
     2. `step` is the only way to the core. It checks everything, then lets the layers above carry the effects out.
-    3. `_chance` is the only place where a fault strikes; once the world is calm, none does.
+    3. A fault strikes by `_chance`, or by an accident that `_strikes`; once the world is calm, none does.
     4. All tables of the world are made here. What is done with them, and what an effect does, only the layers know.
 """
 
@@ -21,8 +21,10 @@ from dspool.pool.core.commands import INFINITY
 from dspool.pool.core.machine import PoolCore
 from dspool.pool.core.states import LeaseState
 from dspool.testing.simulation.books import Books, Move, MovesSeen
-from dspool.testing.simulation.parts import Caller, Process
-from dspool.testing.simulation.swarm import draw_options, draw_rates
+from dspool.testing.simulation.moments import FAULT_MOVES
+from dspool.testing.simulation.parts import Caller, Kind, Process
+from dspool.testing.simulation.referee import Referee
+from dspool.testing.simulation.swarm import draw_load, draw_options, draw_rates
 from dspool.testing.simulation.trace import Trace
 
 
@@ -46,8 +48,13 @@ class World(ABC):
         self.now = float(self.rng.choice((0, 1000)))
         self.rates = draw_rates(self.rng)
         self.options = draw_options(self.rng)
+        self.load = draw_load(self.rng)
         self.core = PoolCore(self.options, self.rng.random())
         self.processes: dict[int, Process] = {}
+        self.kinds: dict[str, Kind] = {}
+        """Templates, by the group whose workers are forked from them."""
+        self.generation = 0
+        """How often templates were renewed."""
         self.callers: dict[int, Caller] = {}
         """Those on their way, by name."""
         self.by_lease: dict[int, Caller] = {}
@@ -58,7 +65,9 @@ class World(ABC):
         self.injected: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.moves: set[Move] = set()
+        self.fault_moves: set[str] = set()
         self.books = Books(self.core)
+        self.referee = Referee(self.core, judges=checked)
         self.trace = Trace(tell)
         self._moves_seen = MovesSeen(self.moves)
         self._wakes = invariants.Wakes()
@@ -78,8 +87,20 @@ class World(ABC):
         rate = self.rates[fault]
         if not rate or self.calm or self.rng.random() >= rate:
             return False
-        self.injected[fault] += 1
+        self._strikes(fault)
         return True
+
+    def _strikes(self, fault: str) -> None:
+        """Count a fault that has struck."""
+        self.injected[fault] += 1
+        self.fault_moves.add(fault)
+
+    def _note(self, what: str, *places: str) -> None:
+        """Count in which states something struck."""
+        for where in places:
+            move = f"{what}: {where}"
+            assert move in FAULT_MOVES, f"{move!r} is not in the list of moves"
+            self.fault_moves.add(move)
 
     def _soon(self, most: float = 0.02) -> float:
         return self.now + self.rng.random() * most
@@ -106,6 +127,14 @@ class World(ABC):
         else:
             assert self._events, "nothing will ever happen again"
             self._run_event()
+
+    def _shuffle_backlog(self) -> None:
+        """What is overdue happens now, in any order."""
+        now, overdue = self.now, [entry for entry in self._events if entry[0] <= self.now]
+        self._events = [entry for entry in self._events if entry[0] > now]
+        self.rng.shuffle(overdue)
+        self._events += [(now, next(self._event_ids), event) for _, _, event in overdue]
+        heapq.heapify(self._events)
 
     def _run_event(self) -> None:
         when, _, event = heapq.heappop(self._events)
@@ -134,6 +163,7 @@ class World(ABC):
                 invariants.check_queue_bounds(core)
             self._wakes.step(core, effects)
             self._moves_seen.step(core, effects)
+        self.referee.step(command, effects)
         self.books.step(command, effects)
         for effect in effects:
             self._perform(effect)

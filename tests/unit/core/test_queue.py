@@ -8,6 +8,7 @@ import pytest
 
 from dspool.options import WorkerGroup
 from dspool.pool.core.commands import AT_ONCE, Checkin, Checkout, Grant, Pause, Reject, Resize, Resume, Spawn
+from dspool.pool.core.states import WorkerState
 from tests.unit.core.world import World, of
 
 pytestmark = pytest.mark.unit
@@ -267,3 +268,15 @@ def test_a_slot_that_comes_back_while_paused_is_kept_for_later() -> None:
     world.do(Pause())
     assert world.checkin(holder) == []
     assert world.do(Resume()) == [Grant(waiter)]
+
+
+def test_a_start_that_is_owed_to_who_waits_lets_nobody_else_into_a_full_queue() -> None:
+    world = World(workers=1, lazy=True, max_waiting=0)
+    world.tick(0.0)
+    first = world.checkout()
+    world.fail_start(now=1.0)
+    late = world.checkout(now=9.0)
+    assert world.waiting(first)
+    assert world.refused(late) == "PoolSaturated", "the back-off was over, and the start was the first one's"
+    (worker,) = world.workers(WorkerState.STARTING)
+    assert world.become_ready(worker.worker_id) == [Grant(first)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dspool.pool.core.commands import Recycle
+from dspool.pool.core.commands import Recycle, RunEnded, RunStarted
+from dspool.pool.core.states import WorkerState
 from tests.unit.core.world import World
 
 pytestmark = pytest.mark.unit
@@ -96,3 +97,53 @@ def test_a_loss_is_counted_once_however_many_calls_the_old_worker_still_answers(
         world.checkin(lease)
     assert world.core.sessions.table["s"].generation == 1
     assert world.lease(world.checkout(session="s")).session_restarted
+
+
+def lost() -> World:
+    """A pool of three workers, and a session "s" whose worker, the first, is gone with what the session kept in it."""
+    world = World.ready(3)
+    lease = world.checkout(session="s", program="p")
+    worker_id = world.worker_of(lease)
+    world.checkin(lease)
+    world.exit(worker_id)
+    return world
+
+
+def test_a_loss_is_told_again_if_the_call_it_was_told_to_was_cancelled_before_it_looked() -> None:
+    world = lost()
+    told = world.checkout(session="s", program="p")
+    assert world.lease(told).session_restarted
+    world.cancel(told)
+    following = world.checkout(session="s", program="p")
+    assert world.lease(following).session_restarted, "the session stayed where it was, and nobody knows of the loss"
+    world.checkin(following)
+    assert not world.lease(world.checkout(session="s", program="p")).session_restarted
+
+
+def test_a_loss_is_not_told_again_if_the_lease_it_was_told_to_ran_something_and_was_cancelled_then() -> None:
+    world = lost()
+    told = world.checkout(session="s")
+    assert world.lease(told).session_restarted
+    world.do(RunStarted(told, "p"))
+    world.do(RunEnded(told, "ok"))
+    world.cancel(told)
+    assert not world.lease(world.checkout(session="s", program="p")).session_restarted
+
+
+def test_the_late_answer_of_a_worker_on_its_way_out_takes_nothing_from_the_sessions_new_worker() -> None:
+    world = World.ready(3)
+    first = world.checkout(session="s", program="p")
+    old = world.worker_of(first)
+    world.do(Recycle(old))
+    (heir,) = world.workers(WorkerState.STARTING)
+    world.become_ready(heir.worker_id)
+    second = world.checkout(session="s", program="p")
+    new = world.worker_of(second)
+    assert new != old
+    world.checkin(second)
+    world.checkin(first)
+    told = world.checkout(session="s", program="p")
+    assert world.lease(told).session_restarted, "what the first call left is out of reach"
+    world.checkin(told, "none")
+    world.exit(new)
+    assert world.lease(world.checkout(session="s", program="p")).session_restarted, "what the second left is gone too"
