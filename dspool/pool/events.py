@@ -98,6 +98,12 @@ EVENTS: dict[str, EventKind] = {
     ),
     "program.released": _kind("info", "program", "It may run again: its trial ended well, or release() was called."),
     "lease.expired": _kind("debug", "lease_id worker_id hold_s", "A lease was held for longer than it may be."),
+    "hook.late": _kind(
+        "warning",
+        "hook worker_id lease_id",
+        "The `check` hook still looked at a worker when the call's deadline came: the slot is lent to others. The "
+        "caller gets QueueTimeout, once the hook returns where it runs on the caller's own thread.",
+    ),
     "hook.failed": _kind(
         "warning",
         "hook worker_id error traceback",

@@ -156,7 +156,12 @@ class Dispatch(Overload):
         slot = worker.slots[index]
         slot.state = LEASED
         slot.lease_id = lease.lease_id
-        lease.state = GRANTED if self.options.check is None else CHECKING
+        if self.options.check is None:
+            lease.state = GRANTED
+        else:
+            lease.state = CHECKING
+            if lease.deadline > now:  # else it was now or never, and it was now
+                self.timers.arm(lease.deadline, "check", lease.lease_id)
         lease.worker_id = worker.worker_id
         lease.granted_at = lease.run_since = now
         lease.running = lease.program is not None

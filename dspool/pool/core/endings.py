@@ -37,6 +37,7 @@ class Endings(Dispatch):
         if alive and isinstance(verdict, Keep):
             if lease.state is CHECKING:
                 lease.to(GRANTED)
+                self.timers.disarm("check", lease.lease_id)
             return
         index = lease.slot  # the lease may hold another slot before this one is given back
         self._ungrant(lease)
@@ -64,6 +65,7 @@ class Endings(Dispatch):
         lease.to(QUEUED)
         lease.running = False
         self.timers.disarm("hold", lease.lease_id)
+        self.timers.disarm("check", lease.lease_id)
         name = lease.session
         if name is not None:
             session = self.sessions.requeue(name, lease.lease_id)
@@ -182,6 +184,8 @@ class Endings(Dispatch):
         del self.leases[lease.lease_id]
         if lease.hold_s != c.INFINITY:
             self.timers.disarm("hold", lease.lease_id)
+        if self.options.check is not None:
+            self.timers.disarm("check", lease.lease_id)
         if lease.session is not None:
             self.sessions.end(lease.session, self._now)
             self._forget_sessions()
@@ -245,6 +249,18 @@ class Endings(Dispatch):
             self._give_back(worker, index)
         elif worker.state is DRAINING:
             self._stop_if_drained(worker)
+
+    def _checked_too_long(self, lease_id: int) -> None:
+        """Its deadline came while the hook looked, and nothing can end a hook on its caller's thread: the slot goes on.
+
+        It is what the caller itself does when it looks in time.
+        """
+        lease = self.leases[lease_id]
+        lease.refusal = refusals.late(
+            self._now - lease.created_at, self.queue.count, self.groups.values(), paused=False
+        )
+        self._report("hook.late", hook="check", worker_id=lease.worker_id, lease_id=lease_id)
+        self._on_cancel(c.Cancel(lease_id, written=False, why="timeout"))
 
     def _held_too_long(self, lease_id: int) -> None:
         """Its holder may be reading or writing at this moment, so nobody else can read the slot: the worker goes."""

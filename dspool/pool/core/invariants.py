@@ -154,6 +154,9 @@ def _check_lease(core: PoolCore, lease: Lease) -> None:
         assert lease.worker_id not in lease.removed, f"{_said(lease)} holds a worker that it removed"
         armed = core.timers.armed("hold", lease.lease_id)
         assert armed == (lease.hold_s != c.INFINITY), f"{_said(lease)}: its hold_s is watched: {armed} (law 7)"
+        armed = core.timers.armed("check", lease.lease_id)
+        checked = lease.state is LeaseState.CHECKING and lease.granted_at < lease.deadline < c.INFINITY
+        assert armed == checked, f"{_said(lease)}: its deadline is watched while it is looked at: {armed} (law 7)"
     if lease.state is LeaseState.CLOSED:
         assert lease.refusal is not None, f"{_said(lease)} is closed and kept for nothing"
     assert len(lease.removed) <= MAX_REMOVALS, f"{_said(lease)} cost {len(lease.removed)} workers (law 7)"

@@ -140,6 +140,8 @@ class PoolCore(Endings):
             self._spill(self.leases[key])
         elif kind == "hold":
             self._held_too_long(key)
+        elif kind == "check":
+            self._checked_too_long(key)
         elif kind == "session":
             self._forget_sessions()
         elif kind == "shed":

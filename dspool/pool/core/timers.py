@@ -23,6 +23,7 @@ TimerKind = Literal[
     "breaker",
     "hint",
     "hold",
+    "check",
     "session",
     "shed",
     "close",

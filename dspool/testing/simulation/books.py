@@ -106,7 +106,7 @@ class Books:
             if holders.get(key) == -command.lease_id:
                 del holders[key]
         for effect in effects:
-            if isinstance(effect, c.Report) and effect.event == "lease.expired":
+            if isinstance(effect, c.Report) and effect.event in ("lease.expired", "hook.late"):
                 over.add(effect.fields["lease_id"])
             elif isinstance(effect, (c.Abandon, c.CancelCall)):
                 left[effect.lease_id] = effect.worker_id, effect.slot
@@ -135,7 +135,7 @@ class Books:
             if name is not None:
                 self._session_ran(command, name, worker_id)
         for effect in effects:
-            if isinstance(effect, c.Report) and effect.event == "lease.expired":
+            if isinstance(effect, c.Report) and effect.event in ("lease.expired", "hook.late"):
                 name, worker_id = self.ran_in.get(effect.fields["lease_id"], (None, 0))
                 if name is not None:
                     self._session_ran(c.Cancel(effect.fields["lease_id"], True), name, worker_id)

@@ -193,6 +193,42 @@ def test_a_check_hook_that_calls_through_the_worker_it_checks_ends_at_the_inner_
     assert pool.stats().exits == {}
 
 
+def test_a_check_hook_that_does_not_return_keeps_the_slot_until_its_calls_deadline(make_pool: MakePool) -> None:
+    blocked, go_on, late = threading.Event(), threading.Event(), threading.Event()
+    ended: list[BaseException] = []
+
+    def check(worker: dspool.WorkerInfo, request: dspool.CheckoutRequest) -> dspool.Verdict:
+        if request.session == "slow":
+            blocked.set()
+            go_on.wait(DEADLINE_S)
+        return dspool.KEEP
+
+    def on_event(event: str, fields: Mapping[str, Any]) -> None:
+        if event == "hook.late":
+            late.set()
+
+    pool = make_pool(workers=1, launcher=fakes(), check=check, on_event=on_event)
+
+    def call() -> None:
+        with pytest.raises(dspool.QueueTimeout) as raised:
+            pool.run(echo, {"value": 1}, session="slow", timeout_s=0.05)
+        ended.append(raised.value)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    try:
+        assert blocked.wait(DEADLINE_S)
+        assert pool.run(echo, {"value": 2}) == {"value": 2}, "its only slot is free again"
+        assert late.wait(DEADLINE_S)
+        assert not ended
+    finally:
+        go_on.set()
+        caller.join(DEADLINE_S)
+    assert len(ended) == 1
+    assert pool.run(echo, {"value": 3}) == {"value": 3}
+    assert pool.stats().exits == {}
+
+
 # --- close() in the middle of a map, and of calls ---------------------------------------------------------------------
 
 

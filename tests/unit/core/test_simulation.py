@@ -40,7 +40,7 @@ def test_most_moves_of_the_state_tables_and_of_faults_are_seen_in_a_few_seeds() 
     tally = simulator.simulate_all(range(20_000, 20_024), 200)
     assert tally.failures == []
     assert len(tally.moves & ALL_MOVES) > 0.8 * len(ALL_MOVES)
-    assert len(tally.fault_moves) > 0.8 * len(FAULT_MOVES)
+    assert len(tally.fault_moves) > 0.7 * len(FAULT_MOVES)
     assert tally.summary(1.0).startswith("24 seeds, each twice")
 
 

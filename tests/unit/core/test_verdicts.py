@@ -6,7 +6,7 @@ import pytest
 
 from dspool.options import WorkerGroup
 from dspool.pool.core.commands import CheckoutVerdict, Close, Grant, Kill, Recycle, Reject, Resize, Spawn
-from dspool.types import KEEP, Skip
+from dspool.types import KEEP, Skip, Verdict
 from tests.unit.core.world import World, of
 
 pytestmark = pytest.mark.unit
@@ -284,3 +284,44 @@ def test_a_skipped_call_that_moves_to_another_slot_number_gives_back_the_right_s
     assert world.skip(lease) == [Grant(lease)]
     assert world.lease(lease).slot != index
     assert world.slots(worker_id)[index] == "idle"
+
+
+def look(*_: object) -> Verdict:
+    return KEEP
+
+
+def test_a_slot_that_a_hook_still_looks_at_when_the_calls_deadline_comes_goes_to_the_next() -> None:
+    world = World.ready(1, check=look)
+    lease = world.checkout(deadline=5.0, now=1.0)
+    waiter = world.checkout(now=2.0)
+    assert world.core.next_deadline() == 5.0
+    assert of(world.tick(5.0), Grant, Kill) == [Grant(waiter)]
+    assert world.events == ["hook.late"]
+    assert lease not in world.core.leases
+    assert world.core.counters.queue_timeouts == 1
+    assert world.do(CheckoutVerdict(lease, KEEP)) == [], "the hook returns after all"
+    assert world.granted(waiter)
+
+
+def test_a_hook_that_answered_in_time_is_not_late() -> None:
+    world = World.ready(1, check=look)
+    lease = world.checkout(deadline=5.0, now=1.0)
+    world.do(CheckoutVerdict(lease, KEEP), now=2.0)
+    assert world.tick(5.0) == []
+    assert world.granted(lease)
+
+
+def test_a_call_that_a_worker_was_removed_from_is_not_late_while_it_waits() -> None:
+    world = World.ready(1, check=look)
+    lease = world.checkout(deadline=5.0, now=1.0)
+    world.remove(lease, now=2.0)
+    world.tick(5.0)
+    assert world.events.count("hook.late") == 0
+
+
+def test_a_call_that_had_to_be_served_now_or_never_is_not_late() -> None:
+    world = World.ready(1, check=look)
+    lease = world.checkout(deadline=1.0, now=1.0)
+    assert world.tick(9.0) == []
+    assert world.do(CheckoutVerdict(lease, KEEP)) == []
+    assert world.granted(lease)
