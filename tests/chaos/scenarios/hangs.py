@@ -229,9 +229,9 @@ def hangs(plan: Plan) -> Finding:
     return Finding(
         scenario="hangs",
         seed=plan.seed,
-        done=tally.done,
-        lost=tally.lost,
-        left=tally.left,
+        done=dict(tally.done),
+        lost=dict(tally.lost),
+        left=dict(tally.left),
         measured=measured,
         missed=tuple(_missed(tally.told_ms)),
     )
