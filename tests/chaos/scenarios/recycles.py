@@ -82,8 +82,8 @@ class _Callers:
 
 def recycles(plan: Plan) -> Finding:
     """See the module's docstring."""
-    calls = plan.pick(short=2_000, chaos=5_000, soak=100_000)
-    wanted = plan.pick(short=100, chaos=400, soak=10_000)
+    calls = plan.pick(short=1_000, chaos=5_000, soak=100_000)
+    wanted = plan.pick(short=60, chaos=400, soak=10_000)
     samples: list[tuple[int, int, int]] = []
     callers = _Callers(calls, wanted)
     with Premises() as premises:
