@@ -5,7 +5,7 @@
     ├── EncodeError(TypeError)          inputs or a program that can't be sent; no worker was touched
     ├── PoolError                       the pool could not give the call a worker
     │   ├── PoolClosed                  the pool is closed, closing or draining, or belongs to another process
-    │   ├── PoolSaturated               the queue is full
+    │   ├── PoolSaturated               the queue is full, or only stands
     │   ├── PoolBroken                  no worker is left and none can be started
     │   ├── QueueTimeout(TimeoutError)  no worker came free in time; none was touched
     │   ├── CheckoutSkipped             every worker was skipped, or too many were removed
@@ -60,7 +60,9 @@ class PoolClosed(PoolError):
 
 
 class PoolSaturated(PoolError):
-    """The queue is full (`max_waiting` calls or `max_waiting_bytes` bytes). Nothing was executed; try again later."""
+    """The queue is full (`max_waiting`, `max_waiting_bytes`), or the pool is overloaded and the call waited too long
+    (`shed_target_s`). Nothing was executed; try again later.
+    """
 
     retryable = True
 

@@ -74,6 +74,8 @@ RANGES: dict[str, _Range] = {
     "queue_timeout_s": _Range(0, none=True),
     "max_waiting": _Range(0, 1_000_000, whole=True),
     "max_waiting_bytes": _Range(0, whole=True),
+    "shed_target_s": _Range(0.001, none=True),
+    "shed_interval_s": _POSITIVE,
     "max_frame_bytes": _Range(1024, 2**32 - 1, whole=True),
     "max_restarts": _Range(0, whole=True),
     "restart_window_s": _POSITIVE,
@@ -83,6 +85,7 @@ RANGES: dict[str, _Range] = {
     "max_requests": _Range(1, none=True, whole=True),
     "max_lifetime_s": _Range(0.001, none=True),
     "max_rss_bytes": _Range(1, none=True, whole=True),
+    "max_rss_growth_bytes": _Range(1, none=True, whole=True),
     "ping_interval_s": _Range(0.001, none=True),
     "ping_timeout_s": _POSITIVE,
     "ping_failures": _Range(1, whole=True),
@@ -146,6 +149,10 @@ class PoolOptions:
         queue_timeout_s: deadline of the wait for a worker alone, in seconds; None: the call's own.
         max_waiting: calls that may wait for a worker; 0 never queues.
         max_waiting_bytes: bytes of encoded inputs that may wait.
+        shed_target_s: the longest wait for a worker that is good, in seconds; None: calls wait until their deadlines.
+            When every wait was longer for `shed_interval_s`, the pool is overloaded: calls that have waited more than
+            twice as long get PoolSaturated, until somebody is served in time again.
+        shed_interval_s: how long that must have lasted, in seconds; shorter bursts are left to wait.
         max_frame_bytes: the largest message either way.
         preload: modules a worker imports before it is ready. With "template" they are imported once, in the process
             that workers are forked from, so they must start no thread and open no connection; where one does, workers
@@ -168,7 +175,9 @@ class PoolOptions:
         max_retries: how often an idempotent call is sent again after its worker was lost.
         max_requests: calls after which a worker is replaced (10 % jitter); None: never.
         max_lifetime_s: seconds after which a worker is replaced (10 % jitter); None: never.
-        max_rss_bytes: resident memory over which a worker is replaced, seen twice in a row; None: never.
+        max_rss_bytes: resident memory over which a worker is replaced, seen twice in a row (10 % jitter); None: never.
+        max_rss_growth_bytes: the same for what it has beyond its first sample after its first answered call. Leave room
+            for programs that it loads later; None: never.
         ping_interval_s: seconds a worker is idle before it is pinged; None: never.
         ping_timeout_s: seconds it has to answer.
         ping_failures: pings in a row it may miss before it is removed.
@@ -196,6 +205,8 @@ class PoolOptions:
     queue_timeout_s: float | None = None
     max_waiting: int = 1000
     max_waiting_bytes: int = 256 * 2**20
+    shed_target_s: float | None = None
+    shed_interval_s: float = 1.0
     max_frame_bytes: int = 64 * 2**20
     preload: tuple[str, ...] = ()
     warm: tuple[Any, ...] = ()
@@ -214,6 +225,7 @@ class PoolOptions:
     max_requests: int | None = None
     max_lifetime_s: float | None = None
     max_rss_bytes: int | None = None
+    max_rss_growth_bytes: int | None = None
     ping_interval_s: float | None = 30.0
     ping_timeout_s: float = 5.0
     ping_failures: int = 3

@@ -134,6 +134,8 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     leased: int
     sessions: int
     paused: bool
+    shedding: bool
+    """Whether calls that wait are refused because the pool is overloaded (`shed_target_s`)."""
     breaker: Literal["closed", "open", "half_open"]
     quarantined: tuple[str, ...]
     suspects: tuple[str, ...]
@@ -151,6 +153,8 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     queue_timeouts: int
     rejected: dict[str, int]
     """Refused checkouts by error name: PoolSaturated, PoolBroken, ..."""
+    shed: int
+    """Those of them that had waited too long in an overloaded pool (`shed_target_s`)."""
     skips: int
     removals: int
     started: int

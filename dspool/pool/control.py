@@ -61,6 +61,7 @@ class ControlPlane:
         self._warm = [
             NamedProgram(program.program_id, program.spec) for program in map(self.programs.resolve, options.warm)
         ]
+        self.driver.warm = tuple(program.program_id for program in self._warm)
         self._check_boot_configs()
         self._woken = False
         self.frame_log = FrameLog(options.debug_log, options.name) if options.debug_log is not None else None

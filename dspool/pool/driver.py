@@ -74,6 +74,8 @@ class Driver:
         self.start_method = str(options.start_method)
         """How workers are really started: the launcher's word for it."""
         self.start_method_reason = ""
+        self.warm: tuple[str, ...] = ()
+        """What every worker holds warm once it is ready: the ids of the programs of `warm=`."""
         self.pid = os.getpid()
         self.usable = True
         """check_usable() raises nothing. One look for a call, where the reasons would be four."""
@@ -324,7 +326,7 @@ class Driver:
         """A worker is ready: its slots' pipes are ours from now on."""
         self.processes[worker_id] = (worker.pid, worker.start_method)
         self.pipes[worker_id] = slot_pipes(worker.slots, self.options.max_frame_bytes, self.frame_log, worker_id)
-        self.order(c.WorkerReady(worker_id))
+        self.order(c.WorkerReady(worker_id, self.warm))
         self._tell_changed()
 
     def worker_exited(self, worker_id: int, report: ExitReport) -> None:
@@ -364,7 +366,7 @@ class Driver:
 
     def worker_due(self, worker_id: int) -> None:
         """A worker should be replaced when there is time."""
-        self.order(c.Recycle(worker_id))
+        self.order(c.Recycle(worker_id, "its template died"))
 
     def start_method_changed(self, start_method: str, reason: str) -> None:
         """Workers are started in another way than before."""

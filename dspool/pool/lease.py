@@ -26,7 +26,7 @@ from collections.abc import Generator
 from traceback import format_exc
 from typing import Any, Final, Literal, TypeVar
 
-from dspool.errors import CallTimeout, PoolClosed, PoolError, ProtocolError, QueueTimeout, WorkerLost
+from dspool.errors import CallTimeout, CheckoutSkipped, PoolClosed, PoolError, ProtocolError, QueueTimeout, WorkerLost
 from dspool.pool.core import commands as c, refusals
 from dspool.pool.core.records import Lease as LeaseRecord
 from dspool.pool.core.states import LeaseState, PoolState
@@ -203,9 +203,10 @@ def call(
 ) -> Steps[tuple[Response, int]]:
     """One call: a lease, one run, checkin. Gives the response and the worker it came from.
 
-    An idempotent call whose worker was lost is sent again, up to max_retries times within its deadline.
+    An idempotent call whose worker was lost is sent again, up to max_retries times within its deadline. So is one that
+    found nothing but dead workers until it was refused. Any other call stays refused: it may be why they died.
     """
-    tries = 0
+    tries_left = driver.options.max_retries if idempotent else 0
     while True:
         lease_id = checkout.lease_id
         written = closed = False
@@ -228,12 +229,14 @@ def call(
                         pipe.let_go()
                         pipe = None
             except (PipeEnded, ProtocolError, DeadlinePassed) as end:
-                tries += 1
                 error = yield from _ended(driver, lease, program, end)
                 closed = True
-                again = idempotent and tries <= driver.options.max_retries and isinstance(error, WorkerLost)
-                if not again or time.monotonic() >= deadline:
+                if not (tries_left and isinstance(error, WorkerLost)) or time.monotonic() >= deadline:
                     raise error from (end if isinstance(end, ProtocolError) else None)
+            except CheckoutSkipped:
+                all_dead = 0 < lease.found_dead == len(lease.removed)
+                if not (tries_left and all_dead) or time.monotonic() >= deadline:
+                    raise
             else:
                 driver.step(c.Checkin(lease_id, "ok" if response.success else "failed"))
                 closed = True
@@ -244,6 +247,7 @@ def call(
                 driver.step(c.Cancel(lease_id, written))
             if pipe is not None:
                 pipe.let_go()
+        tries_left -= 1
         checkout.lease_id, checkout.retry = next(driver.ids), True
 
 

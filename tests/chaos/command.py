@@ -102,7 +102,7 @@ def run(name: str, seed: int, size: Size) -> Finding:
     began = time.monotonic()
     say = _progress(name, began)
     say("begun")
-    faulthandler.dump_traceback_later(STUCK_AFTER_S[size], exit=True)
+    faulthandler.dump_traceback_later(STUCK_AFTER_S[size], exit=True, file=sys.__stderr__ or sys.stderr)
     try:
         finding = catalogue.scenario(name)(Plan(seed=seed, size=size, say=say))
     finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import anyio
+import psutil
 
 from dspool.protocol.messages import answered
 from dspool.supervisor.launch import Launcher, SpawnLauncher
@@ -132,6 +133,13 @@ class Backend:
         """Let a worker die by itself, by SIGKILL."""
         os.kill(token, signal.SIGKILL)
 
+    def end(self, token: int) -> None:
+        """The same, and wait until it is dead."""
+        process = psutil.Process(token)
+        self.kill(token)
+        _, alive = psutil.wait_procs([process], timeout=DEADLINE_S)
+        assert not alive
+
     def freeze(self, token: int) -> None:
         """Let a worker read nothing from now on."""
         os.kill(token, signal.SIGSTOP)
@@ -200,6 +208,10 @@ class FakeBackend(Backend):
         return worker.worker_id
 
     def kill(self, token: int) -> None:
+        """See Backend."""
+        self.fakes.kill(token)
+
+    def end(self, token: int) -> None:
         """See Backend."""
         self.fakes.kill(token)
 

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 import dspool
+from dspool import KEEP, CheckoutRequest, Remove, Verdict, WorkerInfo
 from dspool.testing.scripted import behave
 from tests.contract.backends import SHORT_S
 from tests.contract.subject import World, beside, gather
@@ -241,6 +242,36 @@ async def test_an_idempotent_call_is_not_sent_for_ever(world: World) -> None:
         assert (await pool.stats()).retries == 1
 
 
+@pytest.mark.parametrize("idempotent", [True, False])
+@pytest.mark.narrow
+async def test_three_workers_found_dead_end_a_call_unless_it_may_be_sent_again(world: World, idempotent: bool) -> None:
+    dead: list[int] = []
+
+    def check(worker: WorkerInfo, request: CheckoutRequest) -> Verdict:
+        if len(dead) < 4:
+            dead.append(worker.worker_id)
+            world.backend.end(world.backend.token_of(worker))
+        return KEEP
+
+    async with world.pool(workers=2, check=check, max_restarts=100) as pool:
+        if idempotent:
+            assert await pool.run(value=1, idempotent=True) == 1
+            assert (await pool.stats()).retries == 1
+        else:
+            with pytest.raises(dspool.CheckoutSkipped, match="removed 3 workers for this one call"):
+                await pool.run(value=1)
+            assert len(dead) == 3
+
+
+@pytest.mark.narrow
+async def test_a_hook_that_removes_three_workers_ends_an_idempotent_call_too(world: World) -> None:
+    async with world.pool(workers=2, check=lambda worker, request: Remove("no")) as pool:
+        with pytest.raises(dspool.CheckoutSkipped, match="removed 3 workers for this one call"):
+            await pool.run(value=1, idempotent=True)
+        stats = await pool.stats()
+        assert (stats.removals, stats.retries) == (3, 0)
+
+
 async def test_a_request_that_was_never_read_moves_on_silently(world: World) -> None:
     async with world.pool(workers=2) as pool, beside() as calls:
         lease = await pool.checkout()
@@ -378,6 +409,26 @@ async def test_the_queue_is_bounded(world: World) -> None:
         holder.let_go()
         await gather(held, waits)
         assert (await pool.stats()).rejected == {"PoolSaturated": 1}
+
+
+@pytest.mark.narrow
+async def test_an_overloaded_pool_refuses_those_who_have_waited_too_long_though_no_worker_comes_free(
+    world: World,
+) -> None:
+    gate = world.gate()
+    async with world.pool(shed_target_s=0.01, shed_interval_s=0.02) as pool, beside() as calls:
+        held = calls.start(pool.meet, gate)
+        holder = await gate.arrival()
+        with pytest.raises(dspool.PoolSaturated, match="is overloaded") as caught:
+            await pool.run()
+        assert caught.value.retryable
+        await pool.events.wait("pool.shedding_began")
+        assert (await pool.events.wait("pool.shedding_ended"))["shed"] == 1
+        holder.let_go()
+        await gather(held)
+        assert await pool.run(value=1) == 1
+        stats = await pool.stats()
+        assert (stats.shed, stats.shedding, stats.rejected) == (1, False, {"PoolSaturated": 1})
 
 
 @pytest.mark.only("asyncio", "trio")

@@ -92,9 +92,10 @@ class SlotSettled(msgspec.Struct, gc=False):
 
 
 class WorkerReady(msgspec.Struct, gc=False):
-    """A started worker answered its handshake and loaded what it had to."""
+    """A started worker answered its handshake and loaded what it had to: `programs`."""
 
     worker_id: int
+    programs: tuple[str, ...] = ()
 
 
 class WorkerExited(msgspec.Struct):
@@ -142,9 +143,10 @@ class Reload(msgspec.Struct, gc=False):
 
 
 class Recycle(msgspec.Struct, gc=False):
-    """Replace one worker in the same way."""
+    """Replace one worker in the same way. `detail`: why."""
 
     worker_id: int
+    detail: str = ""
 
 
 class Release(msgspec.Struct, gc=False):

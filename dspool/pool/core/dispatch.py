@@ -17,15 +17,15 @@ from dspool.pool.core import commands as c, refusals
 from dspool.pool.core.affinity import Session
 from dspool.pool.core.fleet import READY, STARTING
 from dspool.pool.core.idle import Rank
-from dspool.pool.core.records import Group, Lease, Worker
+from dspool.pool.core.overload import Overload
+from dspool.pool.core.records import Lease, Worker
 from dspool.pool.core.states import LeaseState, PoolState, SlotState
-from dspool.pool.core.upkeep import Upkeep
 
 QUEUED, CHECKING, GRANTED, CLOSED = LeaseState
 IDLE, LEASED, CANCELLING, ABANDONED, SLOT_CLOSED = SlotState
 
 
-class Dispatch(Upkeep):
+class Dispatch(Overload):
     """Leases until they are granted, or refused."""
 
     _loose: list[tuple[int, int, int]]
@@ -86,7 +86,7 @@ class Dispatch(Upkeep):
         elif lease.deadline < self._now:
             self._refuse_late(lease)
         elif (wait_s := self.quarantine.refused(lease.program, self._now)) is not None:
-            self._refuse(lease, refusals.quarantined(lease.program, wait_s, self.options))
+            self._refuse(lease, self._held(lease.program, wait_s))
         return lease.state is CLOSED
 
     def _find(self, lease: Lease) -> Worker | None:
@@ -167,6 +167,8 @@ class Dispatch(Upkeep):
                 counters.queue_wait_s_sum += waited
                 if waited > counters.queue_wait_s_max:
                     counters.queue_wait_s_max = waited
+            if self.lines is not None and self.lines.table:
+                self._saw_wait(lease, waited)
         if lease.hold_s != c.INFINITY:
             self.timers.arm(now + lease.hold_s, "hold", lease.lease_id)
         self._effects.append(c.Grant(lease.lease_id))
@@ -187,7 +189,7 @@ class Dispatch(Upkeep):
                 break
             if lease.deadline <= self._now:
                 self._refuse_late(lease)
-            else:
+            elif not self._shed_if_too_old(lease):
                 self._grant(lease, worker)
 
     def _slot_idle(self, worker: Worker, index: int) -> None:
@@ -229,6 +231,8 @@ class Dispatch(Upkeep):
         elif newcomer and (too_big or (full and not started)):  # who is started for doesn't wait for somebody else's
             queue.discard(lease)
             self._refuse(lease, refusals.saturated(queue.count, queue.size_bytes, len(self.workers), options))
+        elif newcomer:
+            self._line_up(lease)
 
     def _stand(self, lease: Lease) -> None:
         """Stand in the queue where it belongs now."""
@@ -280,7 +284,7 @@ class Dispatch(Upkeep):
         if lease.deadline <= self._now:
             self._refuse_late(lease)
         elif not lease.trial and (wait_s := self.quarantine.refused(lease.program, self._now)) is not None:
-            self._refuse(lease, refusals.quarantined(lease.program, wait_s, self.options))
+            self._refuse(lease, self._held(lease.program, wait_s))
         elif (worker := self._find(lease)) is not None:
             self._grant(lease, worker)
 
@@ -352,6 +356,7 @@ class Dispatch(Upkeep):
 
     def _leave_queue(self, lease: Lease) -> None:
         self.queue.discard(lease)
+        self._leave_line(lease)
         if lease.trial:
             self.quarantine.withdrawn(lease.program, lease.call_id)
         if lease.session is not None:
@@ -359,11 +364,13 @@ class Dispatch(Upkeep):
             self.sessions.unqueue(lease.session, lease.lease_id, self._now)
             self._forget_sessions()
 
+    def _held(self, program: str | None, wait_s: float) -> c.Refusal:
+        return refusals.quarantined(program, wait_s, self.quarantine.ends(program), self.options)
+
     def _quarantined(self, program: str) -> None:
-        self._report("program.quarantined", program=program, for_s=self.options.quarantine_s)
         for lease in list(self.queue.everybody()):
             if lease.program == program:
-                self._refuse(lease, refusals.quarantined(program, self.options.quarantine_s, self.options))
+                self._refuse(lease, self._held(program, self.options.quarantine_s))
 
     def _reject_hopeless(self) -> None:
         for waiters, leases in list(self.queue.unpinned()):
@@ -391,7 +398,3 @@ class Dispatch(Upkeep):
         if any(group.breaker.state != "closed" for group in groups):
             return refusals.broken(groups, self.options)
         return None
-
-    def _start_possible(self, group: Group) -> bool:
-        """Whether another worker of this group is on its way or will be: now, after a back-off, or after an exit."""
-        return group.breaker.state != "open" and group.lendable < group.size + group.overflow

@@ -14,7 +14,7 @@ from math import nextafter
 from typing import Literal
 
 from dspool.options import MAX_REMOVALS
-from dspool.pool.core import commands as c, refusals
+from dspool.pool.core import commands as c, recycling, refusals
 from dspool.pool.core.dispatch import ABANDONED, CANCELLING, CHECKING, CLOSED, GRANTED, QUEUED, SLOT_CLOSED, Dispatch
 from dspool.pool.core.fleet import DRAINING, READY, STOPPING
 from dspool.pool.core.records import Lease, Worker
@@ -49,6 +49,7 @@ class Endings(Dispatch):
             return
         reason = "it ended while it was looked at" if isinstance(verdict, Keep) else verdict.reason
         lease.removed[lease.worker_id] = reason
+        lease.found_dead += command.died or not alive
         self.counters.removals += 1
         if worker is not None:
             self._remove(worker, None if command.died else "removed", reason)
@@ -90,7 +91,7 @@ class Endings(Dispatch):
         lease.program, lease.refusal = command.program, None
         wait_s = self.quarantine.refused(command.program, self._now)
         if wait_s is not None:
-            lease.refusal = refusals.quarantined(command.program, wait_s, self.options)
+            lease.refusal = self._held(command.program, wait_s)
             return
         lease.running, lease.run_since = True, self._now
         lease.trial = self.quarantine.admit(command.program, lease.call_id)
@@ -137,26 +138,11 @@ class Endings(Dispatch):
                 self._holds(worker, program)
             worker.calls += 1
             if not worker.good:
-                worker.good = True
                 self._proved_good(worker)
             if worker.calls >= worker.request_limit:
-                self._mark_due(worker, "recycle_requests")
+                self._mark_due(worker, "recycle_requests", recycling.by_requests(worker, self.options))
         if lease.session is not None:
             self.sessions.table[lease.session].answered(lease.worker_id)
-
-    def _holds(self, worker: Worker, program: str) -> None:
-        """The worker holds another program warm than the one it ran last, and may have put its oldest one out."""
-        worker.last_program = program
-        programs = worker.programs
-        if program in programs:
-            programs[program] = programs.pop(program)
-            return
-        programs[program] = None
-        worker.group.idle.holds(worker, program)
-        if len(programs) > self.options.max_programs:
-            oldest = next(iter(programs))
-            del programs[oldest]
-            worker.group.idle.forget(worker, oldest)
 
     # --- the end of a lease ---------------------------------------------------------------------------------------
 

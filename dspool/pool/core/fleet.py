@@ -89,6 +89,10 @@ class Fleet(ABC):
         """These sessions' pins changed: their waiters stand elsewhere now."""
 
     @abstractmethod
+    def _lines_begin_anew(self) -> None:
+        """Waits until now say nothing about how busy the workers are."""
+
+    @abstractmethod
     def _quarantined(self, program: str) -> None:
         """Refuse the waiters of a program that is quarantined from now on."""
 
@@ -147,6 +151,10 @@ class Fleet(ABC):
             return False
         assert self.options.start_concurrency is not None
         return sum(each.starting for each in self.groups.values()) < self.options.start_concurrency
+
+    def _start_possible(self, group: Group) -> bool:
+        """Whether another worker of this group is on its way or will be: now, after a back-off, or after an exit."""
+        return group.breaker.state != "open" and group.lendable < group.size + group.overflow
 
     def _wants_more(self, group: Group) -> bool:
         """Whether another worker is needed and the limit of law 4 leaves room for it."""
@@ -297,16 +305,30 @@ class Fleet(ABC):
         breaker = worker.group.breaker
         if worker.in_flight:
             if report.reason in OWN_EXITS:
-                program = self.quarantine.died(worker.in_flight, self._now)
+                program = self.quarantine.died(worker.in_flight, report, self._now)
                 if program is not None:
+                    ends = self.quarantine.ends(program)
+                    self._report("program.quarantined", program=program, for_s=self.options.quarantine_s, ends=ends)
                     self._quarantined(program)
             # A trial that ended without a verdict leaves the program as it was.
             for name, call_id in worker.in_flight:
                 self.quarantine.withdrawn(name, call_id)
-        elif not worker.good and report.reason in UNASKED:
+        elif report.reason in UNASKED and not self._stood_the_test(worker):
             self._start_failed(worker, report)
         if breaker.trial == worker.worker_id:
             breaker.trial = None  # it ended, but not by a boot failure: another one is tried
+
+    def _stood_the_test(self, worker: Worker) -> bool:
+        """Whether its end, whatever it was, is no boot failure: it gave an answer or a pong, or lived long enough.
+
+        A loop of starts that each last as long as the window never fills it, so one that lived so long is in none. Only
+        a half-open breaker's trial is judged by its word alone.
+        """
+        if worker.good:
+            return True
+        if worker.ready_at is None or worker.group.breaker.trial == worker.worker_id:
+            return False
+        return self._now - worker.ready_at >= self.options.restart_window_s
 
     def _start_failed(self, worker: Worker, report: ExitReport) -> None:
         group = worker.group

@@ -35,6 +35,10 @@ class IdleWorkers:
         self._holders: dict[str, dict[int, Worker]] = {}
         self._turns = 0
 
+    def __bool__(self) -> bool:
+        """Whether any worker has an idle slot."""
+        return any(self._ordinary) or any(self._overflow)
+
     def enter(self, worker: Worker) -> None:
         """It has an idle slot: from now on the most recently used of its level. It stands there already, or nowhere."""
         levels = self._overflow if worker.overflow else self._ordinary
@@ -78,7 +82,7 @@ class IdleWorkers:
 
     def pick(self, program: str | None, skipped: Container[int], session: bool) -> tuple[Rank, Worker] | None:
         """The best worker outside `skipped`: least busy, then warm, then most recently used."""
-        if not any(self._ordinary) and not any(self._overflow):
+        if not self:
             return None
         holders = self._holders.get(program, _NOBODY) if program is not None else _NOBODY
         best: tuple[Rank, Worker] | None = None

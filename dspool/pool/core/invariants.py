@@ -19,6 +19,7 @@ from dspool.pool.core import commands as c
 from dspool.pool.core.machine import PoolCore
 from dspool.pool.core.records import Group, Lease, Worker
 from dspool.pool.core.states import LeaseState, PoolState, SlotState, WorkerState
+from dspool.pool.core.wakes import Wakes as Wakes
 
 _PRESENT = (WorkerState.STARTING, WorkerState.READY, WorkerState.DRAINING, WorkerState.STOPPING)
 _LIVE = (WorkerState.READY, WorkerState.DRAINING)
@@ -40,6 +41,7 @@ def check(core: PoolCore) -> None:
         _check_group(core, group)
     _check_queue(core)
     _check_order(core)
+    _check_lines(core)
     _check_sessions(core)
     _check_bounds(core)
     _check_timers(core)
@@ -211,6 +213,25 @@ def _check_order(core: PoolCore) -> None:
         assert hope, f"lease {lease.lease_id} was skipped by all that there is, and still waits"
 
 
+def _check_lines(core: PoolCore) -> None:
+    """Shedding: a line holds newcomers that wait, oldest first, and is looked at for as long as it does."""
+    lines = [] if core.lines is None else list(core.lines.table.values())
+    standing = {lease_id: line for line in lines for lease_id in line.waiters}
+    for lease in core.leases.values():
+        line = standing.pop(lease.lease_id, None)
+        assert lease.line is line, f"{_said(lease)}: stands in another line than it knows"
+        if line is not None:
+            assert lease.state is LeaseState.QUEUED, f"{_said(lease)}: stands in a line and doesn't wait"
+            before = {*lease.skipped, *lease.removed}
+            assert not before, f"{_said(lease)}: stands in a line, and was granted workers {before} before"
+    assert not standing, f"leases {sorted(standing)} stand in a line and are gone"
+    for line in lines:
+        arrivals = [lease.created_at for lease in line.waiters.values()]
+        assert arrivals == sorted(arrivals), f"line {line.key}: {arrivals} is not the order in which they came"
+        assert line.waiters or not line.shedding, f"line {line.key}: it is shed, and nobody waits"
+        assert core.timers.armed("shed", line.number), f"line {line.key}: nobody looks at it (law 7)"
+
+
 def _may_grow(core: PoolCore, group: Group) -> bool:
     lendable = sum(worker.group is group and worker.state in _LENDABLE for worker in core.workers.values())
     return group.breaker.state != "open" and lendable < group.size + group.overflow
@@ -357,32 +378,3 @@ def _check_order_for_worker(core: PoolCore, effect: c.Effect, killed: set[int]) 
         slot = core.workers[effect.worker_id].slots[effect.slot]
         assert slot.state in _LEFT_BEHIND, f"{effect}: the slot is {slot.state.value}"
         assert slot.lease_id == effect.lease_id, f"{effect}: the slot belongs to lease {slot.lease_id}"
-
-
-class Wakes:
-    """Compares each step with the one before: whoever is granted or refused is woken in that step, and nobody else."""
-
-    def __init__(self) -> None:
-        self._before: dict[int, object] = {}
-
-    def step(self, core: PoolCore, effects: Iterable[c.Effect]) -> None:
-        """Raise AssertionError where a caller sleeps on though its lease changed, or is woken for nothing."""
-        now = {lease_id: _fate(lease) for lease_id, lease in core.leases.items()}
-        changed = {
-            lease_id for lease_id, fate in now.items() if fate is not None and fate != self._before.get(lease_id)
-        }
-        woken = {effect.lease_id for effect in effects if isinstance(effect, (c.Grant, c.Reject))}
-        assert woken == changed, f"woken were {sorted(woken)}, granted or refused {sorted(changed)}"
-        for lease_id in woken & self._before.keys():
-            lease = core.leases[lease_id]
-            late = lease.state in _HELD and lease.deadline <= core.now
-            assert not late, f"lease {lease_id} waited until its deadline and was granted then (law 3)"
-        self._before = now
-
-
-def _fate(lease: Lease) -> object:
-    if lease.state is LeaseState.CLOSED:
-        return "refused"
-    if lease.state in _HELD:
-        return lease.worker_id, lease.slot, len(lease.removed), len(lease.skipped)
-    return None

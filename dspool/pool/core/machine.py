@@ -14,6 +14,7 @@ handlers:
 
     fleet     starting, retiring, removing, exits
     upkeep    workers over time: ready, due, sizes, health
+    overload  who waits in vain, in a pool that sheds
     dispatch  who gets which worker
     endings   how a grant ends
 
@@ -81,6 +82,7 @@ class PoolCore(Endings):
     def _on_resume(self, command: c.Resume) -> None:
         if self.state in _OVER:
             return
+        self._lines_begin_anew()
         if self.state is PoolState.DRAINING:
             self._become(PoolState.OPEN)
         if self.paused:
@@ -140,6 +142,8 @@ class PoolCore(Endings):
             self._held_too_long(key)
         elif kind == "session":
             self._forget_sessions()
+        elif kind == "shed":
+            self._look_at_line(key)
         elif kind == "breaker":
             self._half_open(key)
         elif kind == "close":

@@ -23,6 +23,7 @@ from dspool.types import Affinity, ExitReason
 
 if TYPE_CHECKING:
     from dspool.pool.core.idle import IdleWorkers
+    from dspool.pool.core.shedding import Line
 
 WaitKey = tuple[int | None, frozenset[str], frozenset[int]]
 """A class of waiters: the worker they are pinned to, the labels they require, the workers that skipped them."""
@@ -62,6 +63,8 @@ class Lease(msgspec.Struct):
     state: LeaseState = LeaseState.QUEUED
     wait_key: WaitKey | None = None
     """Where it stands in the queue; None while it doesn't."""
+    line: Line | None = None
+    """Where it stands as a newcomer that waits for its first grant, in a pool that sheds."""
     worker_id: int | None = None
     slot: int = -1
     granted_at: float = 0.0
@@ -74,6 +77,8 @@ class Lease(msgspec.Struct):
     trial: bool = False
     """The one call of a quarantined program that is let through."""
     removed: dict[int, str] = {}
+    found_dead: int = 0
+    """How many of these had ended by themselves, or were about to end."""
     skipped: dict[int, str] = {}
     refusal: Refusal | None = None
 
@@ -137,7 +142,7 @@ class Worker(msgspec.Struct):
     idle_since: float = 0.0
     calls: int = 0
     good: bool = False
-    """It gave an answer."""
+    """It gave an answer, or a pong."""
     programs: dict[str, None] = {}
     """Programs it holds warm, the most recently used last."""
     last_program: str | None = None
@@ -158,7 +163,10 @@ class Worker(msgspec.Struct):
     probing: bool = False
     missed_pings: int = 0
     rss_bytes: int | None = None
+    warm_rss_bytes: int | None = None
+    """The first sample after its first answered call."""
     rss_over: int = 0
+    """Samples in a row that were too large."""
     request_limit: float = INFINITY
     in_flight: list[tuple[str | None, int]] = []
     """(program, call_id) of the calls that were in it when it was first known to be dead."""

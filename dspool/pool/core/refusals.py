@@ -52,6 +52,16 @@ def saturated(waiting: int, waiting_bytes: int, workers: int, options: PoolOptio
     return Refusal("PoolSaturated", message)
 
 
+def overloaded(waited_s: float, waiting: int, ready: int, options: PoolOptions) -> Refusal:
+    """The queue only stands, and the call has stood there long enough."""
+    message = (
+        f"is overloaded: for {options.shed_interval_s:g} s or longer nobody got a worker within "
+        f"shed_target_s={options.shed_target_s:g}; this call has waited {waited_s:.3f} s, more than twice that, and is "
+        f"not run; calls that wait: {waiting}; ready workers: {ready}; try again later, or add workers"
+    )
+    return Refusal("PoolSaturated", message)
+
+
 def too_many_removed(removed: Mapping[int, str]) -> Refusal:
     """One call cost too many workers."""
     message = f"removed {len(removed)} workers for this one call, which is the limit: {_said(removed)}"
@@ -87,11 +97,11 @@ def session_lost(session: str | None) -> Refusal:
     return Refusal("SessionLost", message)
 
 
-def quarantined(program: str | None, wait_s: float, options: PoolOptions) -> Refusal:
-    """The program keeps killing workers."""
+def quarantined(program: str | None, wait_s: float, ends: Sequence[str], options: PoolOptions) -> Refusal:
+    """The program keeps killing workers. `ends`: how the last of them ended."""
     message = (
         f"holds program {program} in quarantine: {options.quarantine_after} calls of it in a row ended their "
-        f"worker; it is tried again in {wait_s:.1f} s, or after release({program!r})"
+        f"worker ({'; '.join(ends)}); it is tried again in {wait_s:.1f} s, or after release({program!r})"
     )
     return Refusal("ProgramQuarantined", message, retry_after_s=wait_s)
 

@@ -4,6 +4,10 @@ Two different things, never mixed:
     Breaker      boot failures, per worker group: back-off, a budget in a sliding window, then no starts for a while.
     Quarantine   deaths in calls, per program: after some distinct calls in a row the program is refused for a while.
 
+What counts as a boot failure is decided where exits are judged (`Fleet._judge_exit`): the end of a worker that was
+never proved good by an answer, a pong, or a life as long as the window in which failures are counted. For what the
+breaker has to stop is a loop of starts, and a worker that lived that long is part of none, whatever ended it.
+
 Source: gunicorn and uvicorn restart for ever; Erlang's supervisors have max_restarts; the half-open state is Nygard's
 circuit breaker.
 """
@@ -20,6 +24,8 @@ from dspool.types import ExitReport
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 30.0
 REPORTS_KEPT = 5
+ENDS_KEPT = 5
+_END_CHARS = 200
 MAX_TRACKED_PROGRAMS = 10_000
 
 BreakerState = Literal["closed", "open", "half_open"]
@@ -97,14 +103,27 @@ class Breaker(msgspec.Struct):
 
 
 class _Record(msgspec.Struct):
-    deaths: dict[int, None] = {}
-    """call_ids of the calls in a row that ended their worker."""
+    deaths: list[frozenset[int]] = []
+    """Of each death in a row that counts, the call_ids that were in the worker. No call is in two of them."""
+    ends: deque[str] = msgspec.field(default_factory=lambda: deque(maxlen=ENDS_KEPT))
+    """How the last of those workers ended."""
     until: float = 0.0
     """When its one trial may begin."""
     held: bool = False
     """It is in quarantine."""
     trial: int | None = None
     """call_id of the trial that is under way."""
+
+    def died(self, call_ids: frozenset[int], end: str) -> int:
+        """A worker ended with these calls. Returns how many deaths count: one more only if all the calls are new."""
+        self.ends.append(end)
+        if all(call_ids.isdisjoint(earlier) for earlier in self.deaths):
+            self.deaths.append(call_ids)
+        return len(self.deaths)
+
+    def has(self, call_id: int) -> bool:
+        """Whether the call was in one of the workers that ended."""
+        return any(call_id in call_ids for call_ids in self.deaths)
 
 
 class Quarantine(msgspec.Struct):
@@ -148,34 +167,38 @@ class Quarantine(msgspec.Struct):
         """A call of it ended with its worker alive. Returns whether that ended a quarantine, as only its trial does."""
         self.suspects.pop(program, None)
         record = self.records.get(program)
-        if record is None or (record.held and record.trial != call_id and call_id not in record.deaths):
+        if record is None or (record.held and record.trial != call_id and not record.has(call_id)):
             return False  # a call among the deaths is one whose whole answer was still in the pipe
         del self.records[program]
         return record.held
 
-    def died(self, in_flight: list[tuple[str | None, int]], now: float) -> str | None:
+    def died(self, in_flight: list[tuple[str | None, int]], report: ExitReport, now: float) -> str | None:
         """A worker exited by itself with these (program, call_id) in it. Returns a program newly quarantined.
 
-        Only a program alone in flight is blamed; of several, each becomes a suspect.
+        Only a program that was alone in it is blamed, with however many calls: whichever of them it was, the program
+        did it. They count as one death, since one call is enough for that. Of several programs each becomes a suspect.
         """
-        if len(in_flight) > 1:
-            self.suspects.update((program, None) for program, _ in in_flight if program is not None)
+        program = in_flight[0][0]
+        if any(name != program for name, _ in in_flight):
+            self.suspects.update((name, None) for name, _ in in_flight if name is not None)
             while len(self.suspects) > MAX_TRACKED_PROGRAMS:
                 del self.suspects[next(iter(self.suspects))]
             return None
-        program, call_id = in_flight[0]
         if self.after is None or program is None:
             return None
         record = self.records.setdefault(program, _Record())
         while len(self.records) > MAX_TRACKED_PROGRAMS:
             del self.records[next(iter(self.records))]
-        record.deaths[call_id] = None
-        if len(record.deaths) < self.after:
+        if record.died(frozenset(call_id for _, call_id in in_flight), _how(report)) < self.after:
             return None
-        while len(record.deaths) > self.after:
-            del record.deaths[next(iter(record.deaths))]
+        del record.deaths[: -self.after]
         record.until, record.held, record.trial = now + self.time_s, True, None
         return program
+
+    def ends(self, program: str | None) -> tuple[str, ...]:
+        """How the last workers that its calls ended came to their end, oldest first."""
+        record = self.records.get(program) if program is not None else None
+        return () if record is None else tuple(record.ends)
 
     def release(self, program: str) -> bool:
         """Let it run. Returns whether it was quarantined."""
@@ -186,3 +209,8 @@ class Quarantine(msgspec.Struct):
     def held(self) -> tuple[str, ...]:
         """The programs in quarantine."""
         return tuple(program for program, record in self.records.items() if record.held)
+
+
+def _how(report: ExitReport) -> str:
+    text = f"worker {report.worker_id}: {report.reason}{', ' + report.detail if report.detail else ''}"
+    return text if len(text) <= _END_CHARS else text[: _END_CHARS - 3] + "..."

@@ -61,6 +61,7 @@ def pool_stats(core: PoolCore, name: str, **more: Any) -> PoolStats:
         leased=sum(worker.leased for worker in workers),
         sessions=len(core.sessions),
         paused=core.paused,
+        shedding=core.lines is not None and core.lines.shedding,
         breaker=breaker_state(core),
         quarantined=core.quarantine.held(),
         suspects=tuple(core.quarantine.suspects),

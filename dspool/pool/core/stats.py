@@ -21,6 +21,7 @@ class Counters(msgspec.Struct):
     queue_timeouts: int = 0
     rejected: dict[str, int] = {}
     skips: int = 0
+    shed: int = 0
     removals: int = 0
     started: int = 0
     replaced: int = 0

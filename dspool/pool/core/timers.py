@@ -24,10 +24,11 @@ TimerKind = Literal[
     "hint",
     "hold",
     "session",
+    "shed",
     "close",
 ]
 Timer = tuple[TimerKind, int, int]
-"""(what, whose, and of which lease): a worker_id, a lease_id or a group's number, 0 where there is only one."""
+"""(what, whose, and of which lease): a worker_id, a lease_id, a group's or line's number, 0 where there is only one."""
 
 _COMPACT_FROM = 64
 _NEVER = float("inf")

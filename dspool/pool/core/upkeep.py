@@ -6,7 +6,7 @@ replacement to wait for.
 
 from __future__ import annotations
 
-from dspool.pool.core import commands as c
+from dspool.pool.core import commands as c, recycling
 from dspool.pool.core.fleet import OVER, READY, STARTING, STOPPING, Fleet
 from dspool.pool.core.records import Group, Worker
 from dspool.pool.core.states import PoolState
@@ -29,6 +29,8 @@ class Upkeep(Fleet):
             return
         number, group = worker.worker_id, worker.group
         worker.to(READY)
+        for program in command.programs:
+            self._holds(worker, program)
         worker.ready_at = worker.idle_since = self._now
         worker.free = list(range(len(worker.slots) - 1, -1, -1))
         self._stale = True
@@ -39,6 +41,8 @@ class Upkeep(Fleet):
             self.timers.arm(self._now + self._shortened(self.options.max_lifetime_s, number), "age", number)
         if self.options.ping_interval_s is not None:
             self.timers.arm(self._now + self.options.ping_interval_s, "ping", number)
+        if group.ready == 1:
+            self._lines_begin_anew()
         group.breaker.became_ready()
         self._report("worker.ready", worker_id=number, group=group.name, took_s=self._now - worker.started_at)
         if self.heir is worker:
@@ -51,6 +55,20 @@ class Upkeep(Fleet):
             if group.breaker.trial == number:
                 self._probe(worker)
 
+    def _holds(self, worker: Worker, program: str) -> None:
+        """The worker holds another program warm than the one it ran last, and may have put its oldest one out."""
+        worker.last_program = program
+        programs = worker.programs
+        if program in programs:
+            programs[program] = programs.pop(program)
+            return
+        programs[program] = None
+        worker.group.idle.holds(worker, program)
+        if len(programs) > self.options.max_programs:
+            oldest = next(iter(programs))
+            del programs[oldest]
+            worker.group.idle.forget(worker, oldest)
+
     def _take_over(self, worker: Worker) -> None:
         """The replacement is ready: the due worker goes."""
         assert worker.replaces is not None
@@ -62,12 +80,12 @@ class Upkeep(Fleet):
 
     # --- due ------------------------------------------------------------------------------------------------------
 
-    def _mark_due(self, worker: Worker, reason: ExitReason) -> None:
+    def _mark_due(self, worker: Worker, reason: ExitReason, detail: str) -> None:
         """Retire it once its replacement is ready; where there is no replacement to wait for, now."""
         if worker.due is not None or worker.state not in (STARTING, READY):
             return
         worker.due = reason
-        self._report("worker.due", worker_id=worker.worker_id, reason=reason)
+        self._report("worker.due", worker_id=worker.worker_id, reason=reason, detail=detail)
         if worker.state is READY:
             self._await_replacement(worker)
 
@@ -88,32 +106,31 @@ class Upkeep(Fleet):
                 self.timers.disarm("breaker", group.number)
                 self._report("pool.breaker_closed", group=group.name)
         for worker in list(self.workers.values()):
-            self._mark_due(worker, "reloaded")
+            self._mark_due(worker, "reloaded", recycling.BY_RELOAD)
         self._stale = True
 
     def _on_recycle(self, command: c.Recycle) -> None:
         worker = self.workers.get(command.worker_id)
         if worker is not None:
-            self._mark_due(worker, "reloaded")
+            self._mark_due(worker, "reloaded", command.detail or recycling.BY_HAND)
 
     def _on_rss_sampled(self, command: c.RssSampled) -> None:
         worker = self.workers.get(command.worker_id)
         if worker is None:
             return
         worker.rss_bytes = command.rss_bytes
-        limit = self.options.max_rss_bytes
-        if limit is None or command.rss_bytes <= self._shortened(limit, worker.worker_id):
-            worker.rss_over = 0
-            return
-        worker.rss_over += 1
-        if worker.rss_over < 2:
+        if worker.warm_rss_bytes is None and worker.calls:
+            worker.warm_rss_bytes = command.rss_bytes
+        detail = recycling.by_memory(worker, self._shortened(1.0, worker.worker_id), self.options)
+        worker.rss_over = 0 if detail is None else worker.rss_over + 1
+        if detail is None or worker.rss_over < recycling.SAMPLES_OVER:
             return
         if worker.calls or worker.leased:
-            self._mark_due(worker, "recycle_memory")
-        elif worker.rss_over == 2:  # a successor would be as large before its first call, and its successor too
-            detail = "it ran no call yet: max_rss_bytes is less than a worker needs; raise it"
-            sizes = {"rss_bytes": command.rss_bytes, "max_rss_bytes": limit}
-            self._report("worker.too_large", worker_id=worker.worker_id, detail=detail, **sizes)
+            self._mark_due(worker, "recycle_memory", detail)
+        elif worker.rss_over == recycling.SAMPLES_OVER:
+            said = f"it ran no call yet, and {detail}: that is less than a worker needs; raise it"
+            sizes = {"rss_bytes": command.rss_bytes, "max_rss_bytes": self.options.max_rss_bytes}
+            self._report("worker.too_large", worker_id=worker.worker_id, detail=said, **sizes)
 
     # --- size -----------------------------------------------------------------------------------------------------
 
@@ -204,6 +221,7 @@ class Upkeep(Fleet):
 
     def _proved_good(self, worker: Worker) -> None:
         """An answer or a pong: if it was the half-open breaker's trial, starts are allowed again."""
+        worker.good = True
         breaker = worker.group.breaker
         if breaker.trial == worker.worker_id and breaker.close():
             self._report("pool.breaker_closed", group=worker.group.name)
@@ -217,7 +235,7 @@ class Upkeep(Fleet):
             detail = f"not ready within start_timeout_s={self.options.start_timeout_s:g}"
             self._remove(worker, "start_timeout", detail, dump=True)
         elif kind == "age":
-            self._mark_due(worker, "recycle_age")
+            self._mark_due(worker, "recycle_age", recycling.by_age(worker, self._now, self.options))
         elif kind == "linger":
             self._lingered(worker)
         elif kind == "ping":

@@ -44,8 +44,8 @@ async def _storm(name: str, plan: Plan, force: Force, premises: Premises, tally:
         callers = _Callers(pool, storm)
         with anyio.move_on_after(math.inf) as patience:
             async with anyio.create_task_group() as tasks:
-                for _ in range(CALLERS):
-                    tasks.start_soon(callers.work)
+                for number in range(CALLERS):
+                    tasks.start_soon(callers.work, number)
                 try:
                     await anyio.to_thread.run_sync(storm.rage, abandon_on_cancel=True)
                 finally:
@@ -61,14 +61,15 @@ class _Callers:
         self.working = 0
         self._pool, self._storm = pool, storm
 
-    async def work(self) -> None:
+    async def work(self, number: int) -> None:
         """One of them."""
-        storm = self._storm
+        storm, gate = self._storm, self._storm.gate(number)
         self.working += 1
         while not storm.over.is_set():
-            if not storm.calm.is_set():
-                await anyio.to_thread.run_sync(storm.calm.wait, PATIENCE_S)
-            await self._call()
+            if gate.is_set():
+                await self._call()
+            else:
+                await anyio.to_thread.run_sync(gate.wait, PATIENCE_S)
         self.working -= 1
 
     async def _call(self) -> None:

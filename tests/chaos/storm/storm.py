@@ -1,12 +1,13 @@
 """A storm: calls and kills at once, in waves, until there were enough of both.
 
-Each wave ends with a kill under load and one without calls, and after each of them the pool has to come back to full
-strength: as many workers ready as it should have, none of them a killed one. The killer keeps step with the calls, so
-that a fast machine sees as many kills for each call as a slow one.
+Every other wave has fewer callers than workers. Each ends with a kill under load and one without calls, and after each
+of them the pool has to come back to full strength: as many workers ready as it should have, none of them a killed one.
+The killer keeps step with the calls, so that a fast machine sees as many kills for each call as a slow one.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from tests.chaos.watch import Watch
 
 WORKERS = 8
 CALLERS = 16
+FEW_CALLERS = 5
+"""Fewer than workers, so that some of these are idle."""
 TIMEOUT_S = 60.0
 """Of each call: a call that ends by it is a call whose worker nobody replaced."""
 OPTIONS: dict[str, Any] = {"workers": WORKERS, "max_retries": 100, "max_restarts": 1_000_000}
@@ -66,30 +69,38 @@ class Storm:
         folder.mkdir()
         self.books = Books(plan.seed, folder)
         self.killer = Killer(plan.seed + 1, premises, workers)
-        self.calm = threading.Event()
-        """Set while callers may call."""
         self.over = threading.Event()
         """Set when callers should end."""
+        self._few, self._many = threading.Event(), threading.Event()
         self.healed_ms: list[float] = []
         self.healed_idle_ms: list[float] = []
         self.healed_new_template_ms: list[float] = []
         self.weak = 0
         self._plan, self._force, self._workers, self._watch = plan, force, workers, watch
 
+    def gate(self, number: int) -> threading.Event:
+        """What caller `number` waits for before each call: a few call in every wave, all of them in every other."""
+        return self._few if number < FEW_CALLERS else self._many
+
     def rage(self) -> None:
         """Kill until it is enough; then let the callers end."""
         try:
-            self.calm.set()
-            while not self._enough() and not self.over.is_set():
-                self._wave()
+            for wave in itertools.count():
+                if self._enough() or self.over.is_set():
+                    return
+                self._wave(crowded=wave % 2 == 0)
         finally:
-            self.calm.set()
+            self._few.set()
+            self._many.set()
             self.over.set()
 
     def _enough(self) -> bool:
         return self.killer.count >= self._force.kills and self.books.resolved() >= self._force.calls
 
-    def _wave(self) -> None:
+    def _wave(self, *, crowded: bool) -> None:
+        self._few.set()
+        if crowded:
+            self._many.set()
         per_kill = max(1, self._force.calls // self._force.kills)
         for _ in range(min(WAVE, max(5, self._force.kills // 4))):
             if self.over.is_set():
@@ -98,11 +109,11 @@ class Storm:
             self.killer.strike()
             self._say()
         self._last_kill(self.healed_ms)
-        self.calm.clear()
+        self._few.clear()
+        self._many.clear()
         while self.books.resolved() < len(self.books.made) and not self.over.is_set():
             self.books.await_calls(len(self.books.made), _LONGEST_PAUSE_S)
         self._last_kill(self.healed_idle_ms)
-        self.calm.set()
 
     def _last_kill(self, healed_ms: list[float]) -> None:
         """Kill once more when the pool is whole, and see how long it takes until it is whole again."""

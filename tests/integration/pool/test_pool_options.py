@@ -62,6 +62,7 @@ def test_warm_programs_are_loaded_before_the_pool_is_open(
     pool = make_pool(workers=2, warm=["warm_ones:double", os.getpid])
     loaded = {path.name for path in tmp_path.glob("loaded-*")}
     assert loaded == {f"loaded-{worker.pid}" for worker in pool.workers()}
+    assert [worker.programs for worker in pool.workers()] == [2, 2]
     assert pool.run("warm_ones:double", {"number": 4}) == 8
     assert pool.run(os.getpid, {}) in {worker.pid for worker in pool.workers()}
 
@@ -121,7 +122,9 @@ def test_a_worker_that_grows_is_replaced_while_calls_go_on(make_pool: MakePool) 
     pid = pool.run(grow, {"mebibytes": 0})
     assert psutil.Process(pid).memory_info().rss < 150 * MIB
     assert pool.run(grow, {"mebibytes": 250}) == pid
-    assert events.wait("worker.due") == {"worker_id": 1, "reason": "recycle_memory"}
+    told = events.wait("worker.due")
+    assert (told["worker_id"], told["reason"]) == (1, "recycle_memory")
+    assert "max_rss_bytes=209,715,200" in told["detail"]
     calls = 0
     while pool.run(grow, {"mebibytes": 0}) == pid:
         calls += 1
@@ -132,6 +135,20 @@ def test_a_worker_that_grows_is_replaced_while_calls_go_on(make_pool: MakePool) 
     stats = pool.stats()
     assert (stats.calls_ok, stats.calls_lost, stats.replaced) == (calls + 3, 0, 1)
     assert stats.exits == {"recycle_memory": 1}
+
+
+@pytest.mark.usefixtures("frequent_samples")
+def test_growth_is_counted_from_what_a_worker_has_after_its_first_call(make_pool: MakePool) -> None:
+    events = Events()
+    pool = make_pool(workers=1, max_rss_growth_bytes=150 * MIB, on_event=events)
+    pid = pool.run(grow, {"mebibytes": 200})
+    while (rss_bytes := pool.workers()[0].rss_bytes or 0) < 200 * MIB:
+        assert pool.run(grow, {"mebibytes": 0}) == pid
+    assert pool.run(grow, {"mebibytes": 180}) == pid, "what the first call needed is not growth"
+    told = events.wait("worker.due")
+    assert (told["worker_id"], told["reason"]) == (1, "recycle_memory")
+    assert "more than after its first call" in told["detail"]
+    assert events.wait("worker.ended")["report"].peak_rss_bytes > rss_bytes + 170 * MIB
 
 
 @pytest.mark.usefixtures("frequent_samples")

@@ -425,7 +425,8 @@ def test_a_templates_death_fails_no_call_and_its_workers_are_replaced(
         meeting.expect(3)
         template.kill()
         for _ in range(3):
-            assert happenings.wait("worker.due")["reason"] == "reloaded"
+            told = happenings.wait("worker.due")
+            assert (told["reason"], told["detail"]) == ("reloaded", "its template died")
         meeting.let_go()
         assert {call.result(DEADLINE_S) for call in calls} == before
     for _ in range(3):

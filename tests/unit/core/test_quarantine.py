@@ -19,7 +19,7 @@ from dspool.pool.core.commands import (
 )
 from dspool.pool.core.restarts import MAX_TRACKED_PROGRAMS, Quarantine
 from dspool.types import ExitReason
-from tests.unit.core.world import World, of
+from tests.unit.core.world import World, exit_report, of
 
 pytestmark = pytest.mark.unit
 
@@ -139,6 +139,67 @@ def test_of_several_programs_in_flight_none_is_blamed_and_each_is_a_suspect_unti
     for program in sorted(here, key=str):
         world.run(program=program)
     assert world.core.quarantine.suspects == {}
+
+
+def die_with(world: World, *call_ids: int, program: str = "p") -> None:
+    """A worker ends by itself with these calls of the program in it, and a new one becomes ready."""
+    leases = [world.checkout(program=program, call_id=call_id) for call_id in call_ids]
+    (worker_id,) = {world.worker_of(lease) for lease in leases}
+    world.exit(worker_id)
+    for lease in leases:
+        world.checkin(lease, "lost")
+    world.all_ready()
+
+
+def test_a_program_that_was_alone_in_the_worker_is_blamed_whichever_of_its_calls_it_was() -> None:
+    world = World.ready(1, slots=2, quarantine_after=2)
+    die_with(world, 101, 102)
+    assert world.core.quarantine.held() == (), "two calls, and one worker that ended"
+    assert world.core.quarantine.suspects == {}
+    die_with(world, 103, 104)
+    assert world.core.quarantine.held() == ("p",)
+
+
+@pytest.mark.parametrize("again", [(101,), (102,), (101, 102), (101, 103)])
+def test_a_death_that_a_call_seen_dying_before_may_have_caused_is_no_further_one(again: tuple[int, ...]) -> None:
+    world = World.ready(1, slots=2, quarantine_after=2)
+    die_with(world, 101, 102)
+    die_with(world, *again)
+    assert world.core.quarantine.held() == ()
+    die_with(world, 109)
+    assert world.core.quarantine.held() == ("p",)
+
+
+def test_a_program_beside_a_run_of_no_known_program_is_a_suspect() -> None:
+    world = World.ready(1, slots=2, quarantine_after=1)
+    world.checkout(program="p")
+    world.do(RunStarted(world.checkout(), None))
+    world.exit(1)
+    assert world.core.quarantine.held() == ()
+    assert list(world.core.quarantine.suspects) == ["p"]
+
+
+def test_the_refusal_and_the_event_say_how_the_workers_ended() -> None:
+    world = World.ready(2, quarantine_after=2, quarantine_s=30.0)
+    leases = world.checkouts(2, program="p")
+    first, second = (world.worker_of(lease) for lease in leases)
+    world.exit(first, "crash", detail="killed by SIGSEGV")
+    world.exit(second, "exited", detail="exit code 3" + "!" * 1000)
+    (told,) = [report for report in world.reports if report.event == "program.quarantined"]
+    one, two = told.fields["ends"]
+    assert one == f"worker {first}: crash, killed by SIGSEGV"
+    assert two.startswith(f"worker {second}: exited, exit code 3!!!")
+    assert len(two) == 200
+    message = world.refusal(world.checkout(program="p")).message
+    assert f"2 calls of it in a row ended their worker ({one}; {two}); it is tried again in 30.0 s" in message
+
+
+def test_of_many_ends_the_last_five_are_told() -> None:
+    world = World.ready(1, quarantine_after=7)
+    for _ in range(7):
+        crash(world)
+    assert world.core.quarantine.ends("p") == tuple(f"worker {number}: crash" for number in (3, 4, 5, 6, 7))
+    assert world.core.quarantine.ends("q") == world.core.quarantine.ends(None) == ()
 
 
 def test_a_call_that_was_abandoned_and_still_runs_is_in_flight_too() -> None:
@@ -264,8 +325,8 @@ def test_a_lease_whose_run_was_good_does_not_answer_for_it_any_more() -> None:
 def test_the_programs_and_suspects_that_are_remembered_are_bounded() -> None:
     subject = Quarantine(after=2, time_s=30.0)
     for number in range(MAX_TRACKED_PROGRAMS + 10):
-        subject.died([(f"p{number}", number)], 0.0)
-        subject.died([(f"a{number}", number), (f"b{number}", number)], 0.0)
+        subject.died([(f"p{number}", number)], exit_report(number), 0.0)
+        subject.died([(f"a{number}", number), (f"b{number}", number)], exit_report(number), 0.0)
     assert len(subject.records) == MAX_TRACKED_PROGRAMS
     assert len(subject.suspects) == MAX_TRACKED_PROGRAMS
 

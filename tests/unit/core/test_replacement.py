@@ -7,7 +7,19 @@ from typing import Any
 import pytest
 
 from dspool.options import WorkerGroup
-from dspool.pool.core.commands import Grant, Kill, Recycle, Reload, Renew, Resize, RssSampled, Spawn, Stop, WorkerUnwell
+from dspool.pool.core.commands import (
+    Command,
+    Grant,
+    Kill,
+    Recycle,
+    Reload,
+    Renew,
+    Resize,
+    RssSampled,
+    Spawn,
+    Stop,
+    WorkerUnwell,
+)
 from tests.unit.core.world import World, of
 
 pytestmark = pytest.mark.unit
@@ -30,15 +42,21 @@ def make_due(world: World, reason: str) -> None:
         world.do(Reload())
 
 
-@pytest.mark.parametrize(
-    ("reason", "options"),
-    [
-        ("recycle_requests", {"max_requests": 1}),
-        ("recycle_age", {"max_lifetime_s": 100.0}),
-        ("recycle_memory", {"max_rss_bytes": 500 * MIB}),
-        ("reloaded", {}),
-    ],
-)
+WHYS = [
+    ("recycle_requests", {"max_requests": 1}),
+    ("recycle_age", {"max_lifetime_s": 100.0}),
+    ("recycle_memory", {"max_rss_bytes": 500 * MIB}),
+    ("reloaded", {}),
+]
+
+
+def why_due(world: World) -> str:
+    """The detail of the last step's one worker.due."""
+    (told,) = [report for report in world.reports if report.event == "worker.due"]
+    return str(told.fields["detail"])
+
+
+@pytest.mark.parametrize(("reason", "options"), WHYS)
 def test_a_due_worker_is_lent_until_its_replacement_is_ready_and_then_stopped(reason: Any, options: Any) -> None:
     world = World.ready(1, **options)
     make_due(world, reason)
@@ -50,6 +68,65 @@ def test_a_due_worker_is_lent_until_its_replacement_is_ready_and_then_stopped(re
     assert world.exit(1, reason) == []
     assert world.core.counters.replaced == 1
     assert world.core.counters.start_failures == 0
+
+
+def test_the_event_says_precisely_why_a_worker_is_due() -> None:
+    world = World.ready(1, max_requests=2)
+    world.run(program="p")
+    world.run(program="p")
+    limit = "less up to 10 % of jitter)"
+    assert why_due(world) == f"it answered 2 calls; its limit is 2 (max_requests=2, {limit}"
+    world = World.ready(1, max_lifetime_s=100.0)
+    world.tick(97.0)
+    assert why_due(world) == f"it was ready for 97 s (max_lifetime_s=100.0, {limit}"
+    world = World.ready(1, max_rss_bytes=1_000_000)
+    world.run(program="p")
+    for _ in range(2):
+        world.do(RssSampled(1, 2_000_000))
+    assert why_due(world) == (
+        f"it has 2,000,000 bytes resident; its limit is 938,197 (max_rss_bytes=1,000,000, {limit}"
+    )
+    world = World.ready(1, max_rss_growth_bytes=1_000_000)
+    world.run(program="p")
+    for size in (500_000, 2_000_000, 2_000_000):
+        world.do(RssSampled(1, size))
+    assert why_due(world) == (
+        "it has 2,000,000 bytes resident, 1,500,000 more than after its first call; "
+        f"its limit is 938,197 more (max_rss_growth_bytes=1,000,000, {limit}"
+    )
+    asked: list[tuple[Command, str]] = [
+        (Recycle(1), "recycle() was called"),
+        (Recycle(1, "its template died"), "its template died"),
+        (Reload(), "reload() was called"),
+    ]
+    for command, detail in asked:
+        world = World.ready(1)
+        world.do(command)
+        assert why_due(world) == detail
+
+
+def test_a_worker_that_is_due_says_so_once() -> None:
+    world = World.ready(1, max_requests=1)
+    world.run(program="p")
+    world.do(Reload())
+    world.do(Recycle(1))
+    assert "worker.due" not in world.events
+    assert world.core.workers[1].due == "recycle_requests"
+
+
+@pytest.mark.parametrize(("reason", "options"), WHYS)
+def test_a_recycled_worker_is_no_failure_of_any_kind(reason: Any, options: Any) -> None:
+    world = World.ready(1, max_restarts=0, quarantine_after=1, **options)
+    make_due(world, reason)
+    lease = world.checkout(program="p")
+    world.become_ready(2)
+    world.checkin(lease)
+    world.exit(1, reason)
+    assert world.events == ["worker.ended"]
+    assert world.core.counters.exits == {reason: 1}
+    assert world.core.counters.start_failures == 0
+    assert world.core.groups["default"].breaker.state == "closed"
+    assert world.core.quarantine.held() == ()
 
 
 def test_a_busy_due_worker_finishes_its_call_first() -> None:
@@ -95,6 +172,69 @@ def test_a_worker_that_ran_nothing_yet_is_not_replaced_for_its_memory_since_anot
     assert world.do(RssSampled(1, 900 * MIB)) == [Spawn(2, "default")]
     assert world.core.workers[1].due == "recycle_memory"
     world.checkin(lease)
+
+
+def baseline(world: World) -> int | None:
+    """What worker 1's growth is counted from."""
+    return world.core.workers[1].warm_rss_bytes
+
+
+def test_growth_counts_from_the_first_sample_after_the_first_answered_call() -> None:
+    world = World.ready(1, max_rss_growth_bytes=100 * MIB)
+    world.do(RssSampled(1, 50 * MIB))
+    lease = world.checkout(program="p")
+    world.do(RssSampled(1, 900 * MIB))
+    assert baseline(world) is None, "its first call is still loading things"
+    world.checkin(lease)
+    world.do(RssSampled(1, 400 * MIB))
+    assert baseline(world) == 400 * MIB
+    for _ in range(3):
+        assert world.do(RssSampled(1, 489 * MIB)) == [], "it may grow by 100 MiB, less at most a tenth"
+    world.do(RssSampled(1, 501 * MIB))
+    world.do(RssSampled(1, 489 * MIB))
+    assert world.do(RssSampled(1, 501 * MIB)) == [], "not two in a row"
+    assert world.do(RssSampled(1, 502 * MIB)) == [Spawn(2, "default")]
+    assert world.core.workers[1].due == "recycle_memory"
+
+
+def test_a_busy_worker_that_grows_is_due_while_it_runs_and_goes_after_its_call() -> None:
+    world = World.ready(1, max_rss_growth_bytes=100 * MIB)
+    world.run(program="p")
+    world.do(RssSampled(1, 400 * MIB))
+    lease = world.checkout(program="p")
+    world.do(RssSampled(1, 800 * MIB))
+    assert world.do(RssSampled(1, 800 * MIB)) == [Spawn(2, "default")]
+    assert world.become_ready(2, 3.0) == []
+    assert world.states() == {1: "draining", 2: "ready"}
+    assert world.checkin(lease, now=4.0) == [Stop(1, "recycle_memory", 9.0)]
+
+
+def test_growth_is_limited_differently_for_each_worker() -> None:
+    world = World.ready(20, max_rss_growth_bytes=100 * MIB)
+    leases = world.checkouts(20, program="p")
+    for lease in leases:
+        world.checkin(lease)
+    due_at = {}
+    for worker_id in range(1, 21):
+        world.do(RssSampled(worker_id, 0))
+        for size in range(85 * MIB, 105 * MIB, MIB):
+            world.do(RssSampled(worker_id, size))
+            if worker_id not in due_at and world.core.workers[worker_id].due is not None:
+                due_at[worker_id] = size
+    assert len(set(due_at.values())) > 5
+    assert all(90 * MIB <= size <= 102 * MIB for size in due_at.values())
+
+
+def test_a_successor_has_a_baseline_of_its_own() -> None:
+    world = World.ready(1, max_rss_growth_bytes=100 * MIB)
+    world.run(program="p")
+    for size in (400, 800, 800):
+        world.do(RssSampled(1, size * MIB))
+    world.become_ready(2)
+    world.run(program="p")
+    for size in (900, 950, 980):
+        assert world.do(RssSampled(2, size * MIB)) == []
+    assert world.core.workers[2].due is None
 
 
 def test_memory_is_only_noted_where_it_is_not_limited() -> None:
@@ -163,6 +303,28 @@ def test_a_due_worker_is_kept_if_its_replacement_cannot_start_and_another_is_tri
     world.run_until(1.0)
     assert world.states() == {1: "ready", 3: "starting"}
     assert of(world.become_ready(3), Stop) == [Stop(1, "reloaded", 6.0)]
+
+
+def test_a_reload_whose_new_workers_cannot_start_keeps_the_old_ones_for_as_long_as_that_lasts() -> None:
+    world = World.ready(2, max_restarts=2, restart_window_s=1000.0)
+    for worker_id in (1, 2):
+        world.run(program=f"p{worker_id}")
+    world.do(Reload())
+    for _ in range(9):
+        (starting,) = [worker for worker in world.workers() if worker.state == "starting"]
+        world.exit(starting.worker_id, "boot_error")
+        assert world.states() == {1: "ready", 2: "ready"}
+        held = world.checkouts(2)
+        assert all(map(world.granted, held))
+        for lease in held:
+            world.checkin(lease)
+        world.run_until(world.now + 31.0)
+    for replaced in (1, 2):
+        world.all_ready()
+        world.run(program="p")
+        assert world.states()[replaced] == "stopping"
+        world.exit(replaced, "reloaded")
+    assert list(world.states().values()) == ["ready", "ready"]
 
 
 def test_a_due_worker_is_kept_if_its_replacement_is_too_slow() -> None:

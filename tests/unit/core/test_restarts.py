@@ -89,6 +89,45 @@ def test_a_worker_that_dies_idle_before_its_first_good_answer_is_a_boot_failure(
     assert world.core.counters.start_failures == 1
 
 
+def test_a_worker_that_answered_a_ping_is_good_before_its_first_call() -> None:
+    world = World.ready(1, ping_interval_s=30.0)
+    world.tick(30.0)
+    world.do(ProbeAnswered(1, ok=True), 30.1)
+    assert world.exit(1, "crash", 31.0) == [Spawn(2, "default")]
+    assert world.core.counters.start_failures == 0
+
+
+def test_a_worker_that_missed_its_first_pings_is_a_boot_failure() -> None:
+    world = World.ready(1, ping_interval_s=30.0, ping_failures=1)
+    world.tick(30.0)
+    assert of(world.do(ProbeAnswered(1, ok=False), 35.0), Kill)
+    world.exit(1, "hung", 35.1)
+    assert world.core.counters.start_failures == 1
+
+
+@pytest.mark.parametrize(("lived_s", "failures"), [(59.9, 1), (60.0, 0)])
+def test_a_worker_that_lived_idle_for_the_whole_window_is_part_of_no_loop(lived_s: float, failures: int) -> None:
+    world = World.ready(1, restart_window_s=60.0)
+    assert world.exit(1, "oom_suspect", lived_s) == [Spawn(2, "default")]
+    assert world.core.counters.start_failures == failures
+
+
+def test_idle_workers_that_are_struck_down_together_late_in_their_lives_do_not_open_the_breaker() -> None:
+    world = World.ready(8, max_restarts=3)
+    for worker_id in range(1, 9):
+        assert len(of(world.exit(worker_id, "oom_suspect", 600.0), Spawn)) == 1
+    assert breaker(world).state == "closed"
+
+
+def test_a_trial_that_outlives_the_window_without_a_word_fails_all_the_same() -> None:
+    world = broken(restart_window_s=5.0, ping_failures=1)
+    world.tick(15.0)
+    world.become_ready(2)
+    assert of(world.do(ProbeAnswered(2, ok=False), 30.0), Kill)
+    world.exit(2, "hung", 30.1)
+    assert breaker(world).state == "open"
+
+
 def test_a_worker_that_dies_in_its_first_call_is_no_boot_failure() -> None:
     world = World.ready(1)
     world.checkout(program="p")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dspool.options import WorkerGroup
-from dspool.pool.core.commands import Checkin, Drain, Pause, Recycle, Resize, RssSampled, WorkerUnwell
+from dspool.pool.core.commands import Checkin, Drain, Pause, Recycle, Resize, RssSampled, WorkerReady, WorkerUnwell
 from dspool.pool.core.snapshot import breaker_state, pool_health, pool_stats, seen_state, worker_info
 from dspool.types import PoolStats, Remove, WorkerInfo
 from tests.unit.core.world import World
@@ -91,6 +91,20 @@ def test_worker_info_is_one_row_of_the_table() -> None:
         due="reloaded",
         overflow=False,
     )
+
+
+def test_a_worker_holds_what_it_loaded_at_its_start_and_what_it_ran() -> None:
+    world = World(workers=1, max_programs=3)
+    world.tick(0.0)
+    world.do(WorkerReady(1, ("warm", "other")))
+    assert info(world, 1).programs == 2
+    world.run(program="warm")
+    assert info(world, 1).programs == 2
+    world.run(program="p")
+    assert info(world, 1).programs == 3
+    world.run(program="q")
+    assert info(world, 1).programs == 3, "the one used longest ago was put out"
+    assert list(world.core.workers[1].programs) == ["warm", "p", "q"]
 
 
 def test_a_starting_worker_is_busy_with_nothing() -> None:
