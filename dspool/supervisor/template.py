@@ -197,6 +197,7 @@ class Template:
     Attributes:
         settled: set when it is ready, or has failed.
         failure: why it can't be started, or None.
+        was_killed: whether that is because somebody killed it by SIGKILL, and not this object.
         unsafe: which rule keeps it from being forked; empty where it may be.
         gone: set when nothing of it is left.
     """
@@ -212,6 +213,7 @@ class Template:
     ) -> None:
         self.settled = anyio.Event()
         self.failure: BootFailure | None = None
+        self.was_killed = False
         self.unsafe = ""
         self.gone = anyio.Event()
         self._request = request
@@ -478,11 +480,13 @@ class Template:
         if self._phase is Phase.GONE:
             return
         was_ready, self._phase = self._phase is Phase.READY, Phase.GONE
-        how, last_words = "it could not be started", ""
+        how, status, last_words = "it could not be started", UNKNOWN_STATUS, ""
         if self._handle is not None:
             with faults_logged(self._log, "what is left of a template could not be collected"):
-                how, last_words = self._collect(self._handle)
+                status, last_words = self._collect(self._handle)
+                how = describe(status)
         if not was_ready and self.failure is None:
+            self.was_killed = status.signal == signal.SIGKILL and not self._expected
             last = next((line.strip() for line in reversed(last_words.splitlines()) if line.strip()), "")
             detail = f"the template that it is forked from ended before it was ready: {how}{': ' if last else ''}{last}"
             self.failure = BootFailure(detail, last_words)
@@ -500,7 +504,7 @@ class Template:
         self.settled.set()
         self.gone.set()
 
-    def _collect(self, handle: ProcessHandle) -> tuple[str, str]:
+    def _collect(self, handle: ProcessHandle) -> tuple[ExitStatus, str]:
         """How it ended, and the last that it wrote: its stacks, if it wrote any, else its output."""
         dead = handle.is_dead() or handle.end_now()
         with faults_logged(self._log, "a template's last records could not be read"):
@@ -511,4 +515,4 @@ class Template:
         tell_loop(self._control)
         self._control.close()
         handle.close(slots=True)
-        return describe(status), last_words
+        return status, last_words

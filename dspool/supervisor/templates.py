@@ -5,7 +5,8 @@ manager's environment, sys.path and working directory are is looked at when a te
 
 Rules:
     1. A kind's template is started with its first worker, whose launch waits for it, and again when it has died.
-    2. A template that can't be started fails the launches that wait for it, with its traceback.
+    2. A template that can't be started fails the launches that wait for it, with its traceback. One that was killed as
+       it started says nothing of the next one: up to TRIES are started.
     3. A template that must not be forked is no failure: the kind's workers are spawned from then on, and the listener
        is told why. renew() gives the template another chance.
     4. After renew() the first launch of a kind starts a new template. The old one forks nothing more and ends with its
@@ -150,6 +151,7 @@ class TemplateLauncher(Launcher):
 
     async def _template(self, kind: _Kind, request: LaunchRequest, wanted: int) -> Template | None:
         """The template to fork from, of this generation or later; waits for it. None where this kind is spawned."""
+        killed = 0
         while kind.generation < wanted or not (kind.unsafe or (kind.template and kind.template.usable)):
             if kind.starting is None or kind.starting[0].gone.is_set():
                 kind.starting = (self._start(request), self._generation)
@@ -159,6 +161,9 @@ class TemplateLauncher(Launcher):
                 kind.starting = None
                 self._settle(kind, starting, generation)
             if starting.failure is not None and not (kind.template and kind.template.usable):
+                killed += starting.was_killed
+                if starting.was_killed and killed < TRIES:
+                    continue
                 raise WorkerStartError(starting.failure.detail, None, starting.failure.traceback or None)
         return None if kind.unsafe else kind.template
 

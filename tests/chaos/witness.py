@@ -75,7 +75,8 @@ class Door:
                 break
             with visitor:
                 visitor.settimeout(PATIENCE_S)
-                pids.append(int(visitor.recv(32)))
+                if said := visitor.recv(32):  # nothing, where it was killed before it could speak
+                    pids.append(int(said))
         return pids
 
     def empty(self) -> None:

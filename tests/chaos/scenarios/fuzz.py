@@ -74,8 +74,8 @@ def _finding(plan: Plan, tally: Tally, left: dict[str, int], growth_bytes: int) 
     return Finding(
         scenario="fuzz",
         seed=plan.seed,
-        done=tally.done,
-        lost=tally.lost,
+        done=dict(tally.done),
+        lost=dict(tally.lost),
         left=left,
         measured={
             "removed_median_ms": median(tally.removed_ms),

@@ -229,9 +229,9 @@ def hangs(plan: Plan) -> Finding:
     return Finding(
         scenario="hangs",
         seed=plan.seed,
-        done=tally.done,
-        lost=tally.lost,
-        left=tally.left,
+        done=dict(tally.done),
+        lost=dict(tally.lost),
+        left=dict(tally.left),
         measured=measured,
         missed=tuple(_missed(tally.told_ms)),
     )
@@ -243,11 +243,13 @@ def _hang_all(
     order = [kind for kind in KINDS for _ in range(each)]
     rng.shuffle(order)
     beside = front.neighbours()
-    for number, kind in enumerate(order):
-        while not _hang(front, entry, kind, rng, tally):
-            tally.done["begun_too_late"] += 1
-        say(f"{type(front).__name__}: {number + 1} of {len(order)} hangs")
-    beside.end()
+    try:
+        for number, kind in enumerate(order):
+            while not _hang(front, entry, kind, rng, tally):
+                tally.done["begun_too_late"] += 1
+            say(f"{type(front).__name__}: {number + 1} of {len(order)} hangs")
+    finally:
+        beside.end()
     tally.done["calls_beside"] += beside.answered
     tally.lost["calls_beside"] += beside.lost
     if beside.first_error:

@@ -4,8 +4,8 @@ Half of the calls are idempotent, and all carry their own number in their input 
 call that never ends or ends twice, an answer that isn't the call's own, an error that isn't dspool's, a call that was
 executed twice though it wasn't idempotent, one that was refused and yet executed, and an idempotent call that ended
 with anything but its answer. Idempotent calls are sent again up to 100 times here, within their minute. In the storm
-with the default `quarantine_after` ProgramQuarantined counts as a refusal, not as a loss. `max_restarts` is out of the
-way: workers killed while they start count as failed starts, by design.
+with the default `quarantine_after` ProgramQuarantined counts as a refusal, not as a loss, and the program is released.
+`max_restarts` is out of the way: workers killed while they start count as failed starts, by design.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tests.chaos.watch import Watch
 def kill_storm(plan: Plan) -> Finding:
     """See the module's docstring."""
     force = Force(
-        kills=plan.pick(short=30, chaos=120, soak=1_000),
-        calls=plan.pick(short=300, chaos=1_200, soak=10_000),
+        kills=plan.pick(short=20, chaos=120, soak=1_000),
+        calls=plan.pick(short=200, chaos=1_200, soak=10_000),
     )
     tally = Tally()
     with Premises() as premises:
@@ -57,6 +57,8 @@ def _storm(
                     answer = pool.run(perform, call.inputs, idempotent=call.idempotent, timeout_s=TIMEOUT_S)
                 except Exception as error:
                     storm.books.raised(call, error)
+                    if isinstance(error, dspool.ProgramQuarantined):
+                        pool.release(perform)  # or there would be no calls to kill for half a minute
                 else:
                     storm.books.answered(call, answer)
 

@@ -116,7 +116,7 @@ class _Sessions:
 
 def many_sessions(plan: Plan) -> Finding:
     """See the module's docstring."""
-    count = plan.pick(short=40, chaos=150, soak=1_000)
+    count = plan.pick(short=20, chaos=150, soak=1_000)
     done: Counter[str] = Counter()
     lost: Counter[str] = Counter()
     with Premises() as premises:

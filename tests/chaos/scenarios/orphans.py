@@ -26,8 +26,10 @@ from tests.chaos.finding import Finding, Plan
 from tests.chaos.premises import Premises
 from tests.chaos.witness import PATIENCE_S, Door, door
 
-SURVIVE_S = 1.0
-GONE_P99_MS = 200.0
+SURVIVE_S = 10.0
+"""What is alive after this counts as left. One whose interpreter has only begun ends as soon as it runs, and on a busy
+machine that takes its time; that it took longer than it should is said as a missed goal."""
+GONE_P99_MS, GONE_MAX_MS = 200.0, 1000.0
 MARK = "DSPOOL_CHAOS_MANAGER"
 ROOT = Path(__file__).parents[3]
 BUSY = ("sleeps", "spins", "holds_gil_asleep", "holds_gil_busy", "has_descendants", "ignores_signals")
@@ -124,18 +126,23 @@ class Manager:
 
 
 def orphans(plan: Plan) -> Finding:
-    """Start managers and kill them, one after the other, in every way and in a random order."""
+    """Start managers and kill them, one after the other, in one way after the other."""
     rng = random.Random(plan.seed)
     count = plan.pick(short=4, chaos=7, soak=200)
-    ways = [WAYS[number % len(WAYS)] for number in range(count)]
-    rng.shuffle(ways)
+    order = rng.sample(WAYS, len(WAYS))
+    ways = [order[number % len(WAYS)] for number in range(count)]
     with Premises() as premises:
         toll = _kill_all(ways, rng, plan.say)
         left = {"survivors": toll.survivors, **premises.left()}
     times = [ms for kind in toll.gone_ms.values() for ms in kind]
     measured = {"gone_median_ms": median(times), "gone_p99_ms": quantile(times, 0.99), "gone_max_ms": max(times)}
     measured |= {f"{method}_{moment}_max_ms": max(ms) for (method, moment), ms in toll.gone_ms.items() if ms}
-    late = f"gone {measured['gone_p99_ms']:.0f} ms after the kill (p99), not within {GONE_P99_MS:g}"
+    goals = {"p99": GONE_P99_MS, "max": GONE_MAX_MS}
+    missed = tuple(
+        f"the last process was gone {measured[f'gone_{name}_ms']:.0f} ms after the kill ({name}), not within {goal:g}"
+        for name, goal in goals.items()
+        if measured[f"gone_{name}_ms"] > goal
+    )
     return Finding(
         scenario="orphans",
         seed=plan.seed,
@@ -143,7 +150,7 @@ def orphans(plan: Plan) -> Finding:
         lost={"workers_of_another_manager": toll.others},
         left=left,
         measured=measured,
-        missed=(late,) if measured["gone_p99_ms"] > GONE_P99_MS else (),
+        missed=missed,
     )
 
 
@@ -178,7 +185,7 @@ def _kill_all(ways: list[Way], rng: random.Random, say: Callable[[str], None]) -
 
 
 def _kill_one(way: Way, entry: Door, rng: random.Random) -> tuple[int, float]:
-    """Start a manager and kill it: how many processes of it live a second later, and when the last one was gone."""
+    """Start a manager and kill it: how many of its processes are left, and when the last one was gone."""
     programs = [] if way.moment == "opening" else rng.sample(BUSY, 3)
     if way == Way("template", "busy"):
         programs[0] = "has_daemon"

@@ -3,8 +3,7 @@
 Eight threads call as fast as workers are replaced: no more than eighty calls ahead of those of workers that have
 ended. What there is of processes, zombies, descriptors, threads and temporary files is compared twice, each time with
 nothing under way: with the pool open, before the first call and after the last, and without it. The memory of manager
-and template is sampled all the way; its slope is that of the line that fits the samples best, without those of the
-first quarter.
+and template is sampled all the way; its slope is that of the line that fits the second half of the samples best.
 """
 
 from __future__ import annotations
@@ -83,8 +82,8 @@ class _Callers:
 
 def recycles(plan: Plan) -> Finding:
     """See the module's docstring."""
-    calls = plan.pick(short=2_000, chaos=5_000, soak=100_000)
-    wanted = plan.pick(short=100, chaos=400, soak=10_000)
+    calls = plan.pick(short=1_000, chaos=5_000, soak=100_000)
+    wanted = plan.pick(short=60, chaos=400, soak=10_000)
     samples: list[tuple[int, int, int]] = []
     callers = _Callers(calls, wanted)
     with Premises() as premises:
@@ -150,6 +149,6 @@ def _at_rest(pool: dspool.Pool, watch: Watch) -> None:
 
 
 def _slope(samples: list[tuple[int, int, int]], column: int) -> float:
-    """Bytes per recycle, without the first quarter of the samples."""
-    kept = samples[len(samples) // 4 :]
+    """Bytes per recycle, over the second half of the samples."""
+    kept = samples[len(samples) // 2 :]
     return statistics.linear_regression([each[0] for each in kept], [each[column] for each in kept]).slope

@@ -33,7 +33,9 @@ def main() -> None:
     parser.add_argument("--slots", type=lambda text: [int(fd) for fd in text.split(",")], required=True)
     options = parser.parse_args()
     words = set(os.environ.get("SCRIPT", "").split())
-    if "unarmed" not in words:
+    if "unarmed" in words:  # the manager has armed it too
+        fcntl.fcntl(options.lifeline, fcntl.F_SETFL, fcntl.fcntl(options.lifeline, fcntl.F_GETFL) & ~os.O_ASYNC)
+    else:
         arm(options.lifeline, options.dump)
     if "ignore_sigterm" in words:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

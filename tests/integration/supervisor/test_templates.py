@@ -169,6 +169,37 @@ async def test_a_template_that_cannot_start_fails_every_launch_that_waits(tmp_pa
             assert "no luck" in report.remote_traceback if "luck" in module else "exit code 3" in report.detail
 
 
+@pytest.mark.parametrize("killed", [2, 3])
+async def test_templates_killed_as_they_start_fail_no_launch_before_the_third(tmp_path: Path, killed: int) -> None:
+    pids = tmp_path / "pids"
+    hang = f"import os, time\nwith open({str(pids)!r}, 'a') as file:\n    print(os.getpid(), file=file)\n"
+    hang += f"if len(open({str(pids)!r}).readlines()) <= {killed}:\n    time.sleep(600)\n"
+    async with lab(launcher(), **preload(tmp_path, hang)) as tests:
+        workers = [tests.start() for _ in range(3)]
+        for number in range(killed):
+            os.kill(await line_of(pids, number), signal.SIGKILL)
+        for worker_id in workers:
+            if killed < 3:
+                await tests.recorder.wait("ready", worker_id)
+            else:
+                report = await tests.exited(worker_id)
+                assert (report.reason, report.pid) == ("boot_error", None)
+                assert "ended before it was ready: killed by SIGKILL" in report.detail
+
+
+async def line_of(path: Path, number: int) -> int:
+    """The number in a line of a file, once it is written."""
+    with anyio.fail_after(PATIENCE_S):
+        while len(found := lines_of(path)) <= number:  # noqa: ASYNC110  a file tells nobody
+            await anyio.sleep(0.01)
+    return int(found[number])
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines that are complete."""
+    return path.read_text().split("\n")[:-1] if path.exists() else []
+
+
 @one_backend
 async def test_a_template_without_its_own_module_says_so() -> None:
     async with lab(TemplateLauncher(command=("-P", "-m", "no_such_module"))) as tests:
