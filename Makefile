@@ -157,7 +157,7 @@ chaos: $(STAMP) ## kills, floods and starves real pools for a minute (ONLY="kill
 	@$(PY) -m tests.chaos $(ONLY) --size chaos --seed $(SEED) $(ARGS)
 
 .PHONY: soak
-soak: $(STAMP) ## the same with the numbers of docs/explanation/reliability.md, most of an hour
+soak: $(STAMP) ## the same with the numbers of docs/explanation/reliability.md, half an hour or more
 	@$(PY) -m tests.chaos $(ONLY) --size soak --seed $(SEED) $(ARGS)
 
 .PHONY: coverage
