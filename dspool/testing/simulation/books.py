@@ -136,9 +136,10 @@ class Books:
                 self._session_ran(command, name, worker_id)
         for effect in effects:
             if isinstance(effect, c.Report) and effect.event in ("lease.expired", "hook.late"):
-                name, worker_id = self.ran_in.get(effect.fields["lease_id"], (None, 0))
+                lease_id, written = effect.fields["lease_id"], effect.event == "lease.expired"
+                name, worker_id = self.ran_in.get(lease_id, (None, 0))
                 if name is not None:
-                    self._session_ran(c.Cancel(effect.fields["lease_id"], True), name, worker_id)
+                    self._session_ran(c.Cancel(lease_id, written), name, worker_id)
             if not isinstance(effect, (c.Grant, c.Reject)):
                 continue
             lease = self._core.leases[effect.lease_id]
