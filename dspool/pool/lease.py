@@ -236,7 +236,7 @@ def call(
                 if not (tries_left and isinstance(error, WorkerLost)) or time.monotonic() >= deadline:
                     raise error from (end if isinstance(end, ProtocolError) else None)
             except CheckoutSkipped:
-                all_dead = 0 < lease.found_dead == len(lease.removed)
+                all_dead = 0 < lease.found_dead == len(lease.removed) + len(lease.skipped)
                 if not (tries_left and all_dead) or time.monotonic() >= deadline:
                     raise
             else:
