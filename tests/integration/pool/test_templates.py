@@ -590,6 +590,35 @@ def test_a_daemon_of_a_program_dies_with_a_killed_manager(
         all_end(pids)
 
 
+WONT_END = """
+import __main__ as template
+import itertools, subprocess
+
+print(subprocess.Popen(["sleep", "600"]).pid, file=open(PIDS, "w"), flush=True)
+children, looks = template._children, itertools.count()
+# From the second look on there is one more, with a number that nobody has: it is adopted, and never seen to die.
+template._children = lambda: children() | ({2**30} if next(looks) else set())
+"""
+
+
+def test_what_a_preload_left_running_dies_with_a_template_that_waits_in_vain(
+    script: RunScript, module: Module, all_end: Callable[[list[int]], None], tmp_path: Path
+) -> None:
+    pids = tmp_path / "pids"
+    module(f"PIDS = {str(pids)!r}" + WONT_END)
+    running = script(
+        "import dspool, json, sys\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "with dspool.Pool(workers=1, preload='preloaded') as pool:\n"
+        "    print(json.dumps([pool.stats().start_method, *(worker.pid for worker in pool.workers())]), flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    method, *workers = running.line()
+    assert method == "template"
+    running.process.kill()
+    all_end([*workers, int(pids.read_text())])
+
+
 # --- what the system refuses ----------------------------------------------------------------------------------------
 
 
