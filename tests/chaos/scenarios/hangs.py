@@ -92,12 +92,14 @@ class Neighbours:
         self.answered = self.lost = 0
         self.first_error = ""
         self.callers: list[Future[None]] = []
+        self._lock = threading.Lock()
 
     def count(self, right: bool, error: BaseException | None = None) -> None:
         """One call has ended."""
-        self.answered += right
-        self.lost += not right
-        self.first_error = self.first_error or ("" if error is None else repr(error))
+        with self._lock:
+            self.answered += right
+            self.lost += not right
+            self.first_error = self.first_error or ("" if error is None else repr(error))
 
     def end(self) -> None:
         """Let each caller end after its call."""
