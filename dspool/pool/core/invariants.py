@@ -20,7 +20,6 @@ from dspool.pool.core.machine import PoolCore
 from dspool.pool.core.records import Group, Lease, Worker
 from dspool.pool.core.states import LeaseState, PoolState, SlotState, WorkerState
 
-_PRESENT = (WorkerState.STARTING, WorkerState.READY, WorkerState.DRAINING, WorkerState.STOPPING)
 _LIVE = (WorkerState.READY, WorkerState.DRAINING)
 _LENDABLE = (WorkerState.STARTING, WorkerState.READY)
 _HELD = (LeaseState.CHECKING, LeaseState.GRANTED)

@@ -299,7 +299,7 @@ def test_an_async_pool_closed_by_another_task_ends_everything_that_runs_on_it(
 
         async with anyio.create_task_group() as tasks:
             pool = await make_async_pool(workers=2, launcher=fakes()).open()
-            uses: dict[str, Callable[[], Any]] = {"map": map_all, "run": run_all}
+            uses: dict[str, Callable[[], Any]] = {"map": map_all, "run": run_all, "lease": lease_all}
             for name, use in uses.items():
                 tasks.start_soon(ends_with, name, use)
             await running.wait()
@@ -309,7 +309,7 @@ def test_an_async_pool_closed_by_another_task_ends_everything_that_runs_on_it(
         assert (await pool.stats()).workers == 0
 
     anyio.run(main, backend=backend)
-    assert {name: ends[name] for name in ("map", "run")} == {"map": "PoolClosed", "run": "PoolClosed"}
+    assert {ends[name] for name in ("map", "run", "lease")} == {"PoolClosed"}
     assert (ends["close"], ends["close again"]) == ("done", "done")
 
 

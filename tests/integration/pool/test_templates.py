@@ -7,13 +7,12 @@ import contextlib
 import ctypes
 import importlib.util
 import os
-import queue
 import random
 import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +22,13 @@ import pytest
 import dspool
 from dspool.testing.pytest_plugin import MakePool
 from tests.integration.pool.conftest import DEADLINE_S, RunScript
+from tests.integration.pool.happenings import Happenings
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="templates are for Linux"),
 ]
-
-
-class Happenings:
-    """An on_event hook to wait with."""
-
-    def __init__(self) -> None:
-        self._queue: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
-
-    def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
-        self._queue.put((event, dict(fields)))
-
-    def wait(self, *events: str) -> dict[str, Any]:
-        """The fields of the next event of these names."""
-        while True:
-            event, fields = self._queue.get(timeout=DEADLINE_S)
-            if event in events:
-                return fields
 
 
 @pytest.fixture
