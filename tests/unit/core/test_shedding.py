@@ -362,6 +362,12 @@ def test_nobody_is_shed_while_the_pool_is_paused_or_draining_and_waits_until_the
     assert world.refused(waiter) == "PoolSaturated"
 
 
+def test_to_resume_a_pool_that_goes_on_says_nothing_and_ends_no_shedding() -> None:
+    world, _, _ = overloaded()
+    assert world.do(Resume(), 3.1) == []
+    assert is_shedding(world)
+
+
 def test_a_pause_ends_the_shedding() -> None:
     world = shedding()
     world.checkouts(2, now=0.0)
