@@ -24,7 +24,7 @@ from dspool import errors
 from dspool.cli.commands import dspool as commands
 from dspool.cli.exits import EXIT_CODES
 from dspool.options import RANGES, PoolOptions, WorkerGroup
-from dspool.pool.events import EVENTS
+from dspool.pool.events import EVENTS, QUEUE_LENGTH
 from dspool.types import CheckoutRequest, ExitReport, PoolHealth, PoolStats, Remove, Skip, WorkerInfo
 
 FOLDER = Path(__file__).parent / "reference"
@@ -167,7 +167,8 @@ def events() -> str:
         "# Events\n",
         MADE_BY,
         "Each is a call `on_event(name, fields)` on a thread of its own, and a line of the log `dspool.pool`, with the",
-        "pool's name. A hook that raises or blocks harms nobody: up to 1,000 events wait for it, more are dropped.",
+        f"pool's name. A hook that raises or blocks harms nobody: up to {QUEUE_LENGTH:,} events wait for it, more are "
+        "dropped.",
         "`report` is an [ExitReport](api.md); in the log it is its gist. A `pool.health` that says unhealthy is logged",
         "as a warning.\n",
         "| event | level | fields | |",

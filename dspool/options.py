@@ -161,7 +161,10 @@ class PoolOptions:
         lm: the pool's LM: "provider/model", a dict of dspy.LM's arguments with "model", or a dspy.LM. None: calls use
             the LM that dspy.configure or dspy.context gave their caller.
         adapter: the pool's DSPy adapter: "chat", "json" or "xml", or an Adapter instance.
-        env: variables added to the workers' environment; None as a value removes one.
+        env: variables added to the workers' environment; None as a value removes one. Where neither the manager's
+            environment nor this says otherwise, numerical libraries get one thread in each worker (OMP_NUM_THREADS=1
+            and its like), LiteLLM takes the prices it came with (LITELLM_LOCAL_MODEL_COST_MAP=true), and glibc keeps
+            the memory of large messages (MALLOC_ARENA_MAX=1 and two thresholds).
         check: hook(worker, request) -> KEEP | Remove(...) | Skip(...), called in the caller before each call is sent.
             Its time counts towards the call's deadline; what it raises counts as Remove, and is logged.
         on_event: hook(name, fields), called on a thread of its own for each thing that happens to a worker or the pool.

@@ -33,7 +33,6 @@ OnSessionLost = Literal["rebind", "error"]
 Timeout = float | EllipsisType | None
 """Seconds; None: no limit; ...: the pool's own default."""
 
-
 _NO_LABELS: frozenset[str] = frozenset()
 _RUN_DEFAULTS: dict[str, Any] = {
     "session": None,
@@ -45,10 +44,9 @@ _RUN_DEFAULTS: dict[str, Any] = {
     "lm": None,
     "idempotent": False,
 }
-
-
-_MAP_ARGUMENTS = ("concurrency", "ordered", "with_index", "return_exceptions", "progress")
 RUN_ARGUMENTS = tuple(_RUN_DEFAULTS)
+MAP_ARGUMENTS = ("concurrency", "ordered", "with_index", "return_exceptions", "progress")
+"""map()'s own, beside those of run()."""
 CHECKOUT_ARGUMENTS = ("program", "session", "affinity", "timeout_s", "hold_s", "priority", "require")
 
 Prepared = tuple[Driver, Program, path.Steps[tuple[Response, int]]]
@@ -155,8 +153,8 @@ class PoolFront:
 
     def _prepare_row(self, program: Any, row: Mapping[str, Any], as_run: Mapping[str, Any]) -> Prepared:
         """A row of map(): run()'s arguments with run()'s defaults."""
-        if not _RUN_DEFAULTS.keys() >= as_run.keys():
-            raise unknown_argument("map", as_run.keys() - _RUN_DEFAULTS.keys(), (*_MAP_ARGUMENTS, *_RUN_DEFAULTS))
+        if unknown := [name for name in as_run if name not in _RUN_DEFAULTS]:
+            raise unknown_argument("map", unknown, (*MAP_ARGUMENTS, *RUN_ARGUMENTS))
         return self._prepare(program, row, **{**_RUN_DEFAULTS, **as_run})
 
     def _encode(

@@ -138,7 +138,11 @@ def interrupt(driver: Driver, record: LeaseRecord) -> None:
 
 
 def _ask_hook(driver: Driver, lease: LeaseRecord, limit: float) -> Steps[Verdict]:
-    """The user's check hook, in the caller. Whatever goes wrong in it means REMOVE, with the reason."""
+    """The user's check hook, in the caller. Whatever goes wrong in it means REMOVE, with the reason.
+
+    Raises:
+        PoolError: there is no thread to ask it on. That says nothing about the worker.
+    """
     check = driver.options.check
     assert check is not None
     assert lease.worker_id is not None
@@ -154,10 +158,19 @@ def _ask_hook(driver: Driver, lease: LeaseRecord, limit: float) -> Steps[Verdict
     worker = driver.worker_info(lease.worker_id)
     if worker is None:
         return Remove("its process is gone")
+    asked = False
+
+    def ask() -> Any:
+        nonlocal asked
+        asked = True
+        return check(worker, request)
+
     try:
-        verdict = yield (HOOK, lambda: check(worker, request), limit)
+        verdict = yield (HOOK, ask, limit)
     except Exception as error:
         let_through(error)
+        if not asked:
+            raise PoolError(f"pool {driver.name!r} can't ask its check hook: {error}") from error
         driver.report("hook.failed", hook="check", worker_id=lease.worker_id, error=repr(error), traceback=format_exc())
         return Remove(f"the check hook raised {type(error).__name__}: {error}")
     if isinstance(verdict, Keep) or (isinstance(verdict, (Remove, Skip)) and isinstance(verdict.reason, str)):
@@ -236,7 +249,7 @@ def call(
                 if not (tries_left and isinstance(error, WorkerLost)) or time.monotonic() >= deadline:
                     raise error from (end if isinstance(end, ProtocolError) else None)
             except CheckoutSkipped:
-                all_dead = 0 < lease.found_dead == len(lease.removed)
+                all_dead = 0 < lease.found_dead == len(lease.removed) + len(lease.skipped)
                 if not (tries_left and all_dead) or time.monotonic() >= deadline:
                     raise
             else:

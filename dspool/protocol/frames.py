@@ -196,7 +196,7 @@ class FrameDecoder:
             fresh = _buffer_of(size)
             fresh[:held] = self._view[self._start : self._end]
             self._buffer, self._view = fresh, memoryview(fresh)
-        elif self._start:
+        else:
             self._view[:held] = self._view[self._start : self._end]
         self._start, self._end = 0, held
 

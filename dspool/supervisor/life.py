@@ -393,9 +393,11 @@ class WorkerProcess:
             self._control.read_rest()
             if ending.failure is None and self._handshake is not None and self._handshake.response is not None:
                 ending.failure = boot.judge(self._handshake.response, self._options.executable)
+            ending.stack_dump = dump = self._handle.read_dump()
             if self._dump_asked_at is not None and self._handle.dump_size() == self._dump_asked_at:
                 ending.missing = f"no stack dump: none was written within {DUMP_WAIT_S * 1000:.0f} ms"
-            ending.stack_dump = self._handle.read_dump()
+            elif self._dump_asked_at is not None and not dump.endswith("\n"):
+                ending.missing = f"part of a stack dump: no more was written within {DUMP_WAIT_S * 1000:.0f} ms"
             ending.output_tail = self._output.tail()
             if dead:
                 ending.status = self._handle.launched.reap()

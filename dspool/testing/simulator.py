@@ -60,8 +60,8 @@ class Tally:
         seen = len(self.moves & ALL_MOVES)
         return (
             f"{self.seeds} seeds, each twice, in {took_s:.1f} s: {self.steps} steps, {self.steps / took_s:,.0f} "
-            f"commands/s; {seen} of {len(ALL_MOVES)} moves seen and {len(self.fault_moves)} of {len(FAULT_MOVES)} of "
-            f"faults; {sum(self.outcomes.values())} calls; faults: {faults}"
+            f"commands/s; {seen} of {len(ALL_MOVES)} moves and {len(self.fault_moves)} of {len(FAULT_MOVES)} moves "
+            f"of faults seen; {sum(self.outcomes.values())} calls; faults: {faults}"
         )
 
     def unseen(self) -> list[str]:

@@ -37,6 +37,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
@@ -282,24 +283,26 @@ class Template:
         for exit_ in exits:
             self._send(exit_)
 
-    def _sweep(self, *, workers: bool = False) -> None:
-        """Wait until what escaped from dead workers is dead too, and whatever that had started.
+    def _sweep(self) -> None:
+        """Before it leaves: wait until what escaped from dead workers is dead too, and whatever that had started."""
+        self._reap()
+        while self._adopted:
+            self._await_child(None)
 
-        Args:
-            workers: wait for the workers as well.
-        """
+    def _await_child(self, timeout_ms: float | None) -> None:
+        """Wait until a child ends, and collect it."""
         poller = select.poll()
         poller.register(self._sigchld_out, select.POLLIN)
-        self._reap()
-        while self._adopted or (workers and self._workers):
-            poller.poll()
+        if poller.poll(timeout_ms):
             os.read(self._sigchld_out, 4096)
-            self._reap()
+        self._reap()
 
     def _end_with_manager(self) -> NoReturn:
         """See rule 6. The group ends with it: what a preload module has left running."""
-        signal.setitimer(signal.ITIMER_REAL, LAST_S)  # SIGALRM ends it, whatever there is still to wait for
-        self._sweep(workers=True)
+        deadline = time.monotonic() + LAST_S
+        self._reap()
+        while (self._workers or self._adopted) and (left_s := deadline - time.monotonic()) > 0:
+            self._await_child(left_s * 1000)
         os.killpg(0, signal.SIGKILL)
         raise AssertionError
 

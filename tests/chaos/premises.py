@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -41,7 +40,7 @@ class Premises:
     """
 
     def __init__(self) -> None:
-        self._name = uuid.uuid4().hex
+        self._mark = uuid.uuid4().hex
         self._root = Path(tempfile.mkdtemp(prefix="dspool-chaos-"))
         self.folder = self._root / "own"
         self._temporary = self._root / "tmp"
@@ -52,7 +51,7 @@ class Premises:
     def __enter__(self) -> Premises:
         self.folder.mkdir()
         self._temporary.mkdir()
-        for name, value in ((MARK, self._name), ("TMPDIR", str(self._temporary))):
+        for name, value in ((MARK, self._mark), ("TMPDIR", str(self._temporary))):
             self._set_aside[name] = os.environ.get(name)
             os.environ[name] = value
         tempfile.tempdir = None  # it is found anew, from TMPDIR
@@ -75,7 +74,7 @@ class Premises:
 
     def processes(self) -> list[int]:
         """The pids of what was started from here and lives, stopped ones too."""
-        return [pid for pid in _pids() if pid != os.getpid() and self._bears_mark(pid) and _state(pid) not in "ZX"]
+        return [pid for pid in marked(MARK, self._mark) if pid != os.getpid()]
 
     def send(self, pid: int, signum: int) -> bool:
         """Send a signal to a process of these premises, and to no other that has its number by now. Whether it was."""
@@ -84,7 +83,7 @@ class Premises:
         except OSError:
             return False
         try:
-            if not self._bears_mark(pid):
+            if not _bears(pid, MARK, self._mark):
                 return False
             signal.pidfd_send_signal(fd, signum)
             return True
@@ -95,7 +94,7 @@ class Premises:
 
     def templates(self) -> list[int]:
         """The pids of templates."""
-        return [pid for pid in children(os.getpid()) if b"dspool.worker.template" in _read(pid, "cmdline")]
+        return templates_of(os.getpid())
 
     def count(self) -> dict[str, int]:
         """What there is now."""
@@ -119,8 +118,16 @@ class Premises:
     def _more(self) -> list[int]:
         return [max(0, now - self._before[name]) for name, now in self.count().items()]
 
-    def _bears_mark(self, pid: int) -> bool:
-        return f"{MARK}={self._name}".encode() in _read(pid, "environ").split(b"\0")
+
+def marked(name: str, value: str) -> list[int]:
+    """The pids of those that began with this in their environment and live, stopped ones too."""
+    pids = (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+    return [pid for pid in pids if _bears(pid, name, value) and _state(pid) not in "ZX"]
+
+
+def templates_of(manager: int) -> list[int]:
+    """The pids of a manager's templates."""
+    return [pid for pid in children(manager) if b"dspool.worker.template" in _read(pid, "cmdline")]
 
 
 def children(pid: int) -> list[int]:
@@ -138,8 +145,8 @@ def resident_bytes(pid: int | None = None) -> int:
     return size
 
 
-def _pids() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+def _bears(pid: int, name: str, value: str) -> bool:
+    return f"{name}={value}".encode() in _read(pid, "environ").split(b"\0")
 
 
 def _state(pid: int) -> str:

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 import dspool
-from dspool import KEEP, CheckoutRequest, Remove, Verdict, WorkerInfo
+from dspool import KEEP, CheckoutRequest, Remove, Skip, Verdict, WorkerInfo
 from dspool.testing.scripted import behave
 from tests.contract.backends import SHORT_S
 from tests.contract.subject import World, beside, gather
@@ -261,6 +261,24 @@ async def test_three_workers_found_dead_end_a_call_unless_it_may_be_sent_again(w
             with pytest.raises(dspool.CheckoutSkipped, match="removed 3 workers for this one call"):
                 await pool.run(value=1)
             assert len(dead) == 3
+
+
+@pytest.mark.narrow
+async def test_a_call_that_a_living_worker_is_not_for_is_not_sent_again_for_a_dead_one(world: World) -> None:
+    asked: list[int] = []
+
+    def check(worker: WorkerInfo, request: CheckoutRequest) -> Verdict:
+        asked.append(worker.worker_id)
+        if len(asked) > 1:
+            return Skip("not for this call")
+        world.backend.end(world.backend.token_of(worker))
+        return KEEP
+
+    async with world.pool(workers=1, check=check, max_restarts=100) as pool:
+        with pytest.raises(dspool.CheckoutSkipped, match="not for this call"):
+            await pool.run(value=1, idempotent=True)
+        assert len(asked) == len(set(asked)) == 2
+        assert (await pool.stats()).retries == 0
 
 
 @pytest.mark.narrow

@@ -137,7 +137,7 @@ class Endings(Dispatch):
         if outcome == "ok":
             counters.calls_ok += 1
             self.outcomes.recent.append(True)
-            self.outcomes.failures_in_a_row = 0
+            self.outcomes.consecutive_failures = 0
         else:
             counters.calls_failed += 1
             self._call_failed(lease, error or "it failed")

@@ -40,7 +40,7 @@ class Outcomes(msgspec.Struct):
 
     recent: deque[bool] = msgspec.field(default_factory=lambda: deque(maxlen=CALLS_REMEMBERED))
     """Whether each gave its result, the last one last."""
-    failures_in_a_row: int = 0
+    consecutive_failures: int = 0
     last_error: str = ""
     last_error_at: float | None = None
 
@@ -52,7 +52,7 @@ class Outcomes(msgspec.Struct):
     def failed(self, error: str, now: float) -> None:
         """A call ended without its result."""
         self.recent.append(False)
-        self.failures_in_a_row += 1
+        self.consecutive_failures += 1
         self.note(error, now)
 
     def note(self, error: str, now: float) -> None:

@@ -3,8 +3,8 @@
     check(core)                    the tables, recounted from their rows and not from the machine's own indexes
     check_queue_bounds(core)       after a Checkout that was queued: how much may wait
     check_effects(core, effects)   what the step ordered, against the tables as it left them
-    Wakes.step(core, effects)      each grant and each refusal woke its caller exactly once
 
+Beside them `wakes` looks at what two steps in a row show: that each caller is woken exactly once.
 Each message says which law is broken (design: section "the core"), and by whom.
 """
 
@@ -19,9 +19,7 @@ from dspool.pool.core import commands as c, health
 from dspool.pool.core.machine import PoolCore
 from dspool.pool.core.records import Group, Lease, Worker
 from dspool.pool.core.states import LeaseState, PoolState, SlotState, WorkerState
-from dspool.pool.core.wakes import Wakes as Wakes
 
-_PRESENT = (WorkerState.STARTING, WorkerState.READY, WorkerState.DRAINING, WorkerState.STOPPING)
 _LIVE = (WorkerState.READY, WorkerState.DRAINING)
 _LENDABLE = (WorkerState.STARTING, WorkerState.READY)
 _HELD = (LeaseState.CHECKING, LeaseState.GRANTED)

@@ -80,7 +80,7 @@ class PoolCore(Endings):
             self._report("pool.paused")
 
     def _on_resume(self, command: c.Resume) -> None:
-        if self.state in _OVER:
+        if self.state in _OVER or not (self.paused or self.state is PoolState.DRAINING):
             return
         self._lines_begin_anew()
         if self.state is PoolState.DRAINING:

@@ -32,7 +32,6 @@ from dataclasses import dataclass, field
 from dspool.pool.core.commands import INFINITY
 from dspool.pool.core.records import Lease
 
-_NEVER_SINCE = INFINITY
 LOOKS_PER_TARGET = 10
 """While it sheds, a line is looked at so often: who has to go is refused at most a tenth of the target late."""
 
@@ -59,7 +58,7 @@ class Line:
     interval_s: float
     began_at: float
     waiters: OrderedDict[int, Lease] = field(default_factory=OrderedDict)
-    over_since: float = _NEVER_SINCE
+    over_since: float = INFINITY
     shedding: bool = False
     shed: int = 0
 
@@ -75,7 +74,7 @@ class Line:
 
     def restart(self, now: float) -> None:
         """Nothing is known against it before now."""
-        self.began_at, self.over_since = now, _NEVER_SINCE
+        self.began_at, self.over_since = now, INFINITY
 
     def served(self, waited_s: float, now: float) -> bool:
         """Somebody was granted a slot. Returns whether that was in time."""

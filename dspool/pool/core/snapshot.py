@@ -68,7 +68,7 @@ def pool_stats(core: PoolCore, name: str, now: float, **more: Any) -> PoolStats:
         quarantined=core.quarantine.held(),
         suspects=tuple(core.quarantine.suspects),
         success_rate=outcomes.success_rate,
-        consecutive_failures=outcomes.failures_in_a_row,
+        consecutive_failures=outcomes.consecutive_failures,
         last_error=outcomes.last_error,
         last_error_age_s=None if outcomes.last_error_at is None else max(0.0, now - outcomes.last_error_at),
         **_copied(core.counters),

@@ -13,7 +13,7 @@ _HELD = (LeaseState.CHECKING, LeaseState.GRANTED)
 
 
 class Wakes:
-    """Compares each step with the one before: whoever is granted or refused is woken in that step, and nobody else."""
+    """Compares each step with the one before."""
 
     def __init__(self) -> None:
         self._before: dict[int, object] = {}

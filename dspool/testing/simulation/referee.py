@@ -127,8 +127,7 @@ class Referee:
     def _judge_refusal(self, lease: Lease) -> None:
         refusal = lease.refusal
         assert refusal is not None
-        excuse = _EXCUSES.get(refusal.code)
-        assert excuse is None or excuse(self, lease), (
+        assert _EXCUSES[refusal.code](self, lease), (
             f"lease {lease.lease_id} is refused without a reason: {refusal.code}: {refusal.message}"
         )
 

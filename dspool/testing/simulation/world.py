@@ -20,6 +20,7 @@ from dspool.pool.core import commands as c, invariants
 from dspool.pool.core.commands import INFINITY
 from dspool.pool.core.machine import PoolCore
 from dspool.pool.core.states import LeaseState
+from dspool.pool.core.wakes import Wakes
 from dspool.testing.simulation.books import Books, Move, MovesSeen
 from dspool.testing.simulation.moments import FAULT_MOVES
 from dspool.testing.simulation.parts import Caller, Kind, Process
@@ -70,7 +71,7 @@ class World(ABC):
         self.referee = Referee(self.core, judges=checked)
         self.trace = Trace(tell)
         self._moves_seen = MovesSeen(self.moves)
-        self._wakes = invariants.Wakes()
+        self._wakes = Wakes()
         self._lease_ids = count(1)
         self._names = count(1)
         self._events: list[tuple[float, int, Callable[[], None]]] = []

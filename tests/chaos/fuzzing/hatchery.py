@@ -8,9 +8,10 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
+import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from dspool.protocol.codec import MSGPACK
@@ -160,9 +161,7 @@ def hatchery(*command: str) -> Iterator[Hatchery]:
 
 
 @contextlib.asynccontextmanager
-async def _serving(launcher: TemplateLauncher) -> Any:
-    import anyio
-
+async def _serving(launcher: TemplateLauncher) -> AsyncIterator[TemplateLauncher]:
     async with anyio.create_task_group() as tasks:
         await tasks.start(launcher.serve, Nobody())
         try:

@@ -20,9 +20,11 @@ import signal
 import threading
 import time
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, get_args
 
 import dspool
+from dspool.pool.core.affinity import Session
 from dspool.types import Affinity
 from tests.chaos.crowd import Crowd
 from tests.chaos.finding import Finding, Plan
@@ -59,8 +61,8 @@ class _Sessions:
         self.stuck = 0
         self._lock = threading.Lock()
 
-    def call_all(self, forms: tuple[str, ...], *, beside: threading.Event | None = None) -> None:
-        """Every thread calls every session once, in one order. `beside` is set when all have ended."""
+    def call_all(self, forms: tuple[str, ...]) -> None:
+        """Every thread calls every session once, in one order."""
 
         def work(_number: int) -> None:
             for index, name in enumerate(self.names):
@@ -68,8 +70,6 @@ class _Sessions:
 
         with Crowd(THREADS, work) as crowd:
             self.stuck += crowd.join(time.monotonic() + PATIENCE_S)
-        if beside is not None:
-            beside.set()
 
     def _call(self, name: str, form: str) -> None:
         told, seen, end = False, None, ""
@@ -84,7 +84,7 @@ class _Sessions:
                 )
             else:
                 seen = self.pool.run(visit, {"session": name}, session=name, affinity=self.affinity)
-        except dspool.DspoolError as error:
+        except Exception as error:
             end = type(error).__name__
         with self._lock:
             self.ends[end] += 1
@@ -94,17 +94,15 @@ class _Sessions:
 
     def generations(self) -> dict[str, int]:
         """How often each session lost its state, by the pool."""
-        control = self.pool._control
-        assert control is not None
-        table = control.driver.core.sessions.table
-        return {name: table[name].generation for name in self.names}
+        return {name: session.generation for name, session in self._known().items()}
 
     def homes(self) -> dict[str, int | None]:
         """The worker that each session is pinned to."""
-        control = self.pool._control
-        assert control is not None
-        table = control.driver.core.sessions.table
-        return {name: table[name].worker_id for name in self.names}
+        return {name: session.worker_id for name, session in self._known().items()}
+
+    def _known(self) -> dict[str, Session]:
+        table = self.pool._driver.core.sessions.table
+        return {name: table[name] for name in self.names}
 
     def gaps(self) -> int:
         """Sessions whose visits in some worker are not numbered 1, 2, 3, ..."""
@@ -175,19 +173,14 @@ def _amid_deaths(
     sessions: _Sessions, premises: Premises, draw: random.Random, watch: Watch, done: Counter[str], lost: Counter[str]
 ) -> None:
     """Act 3."""
-    over = threading.Event()
     killed = set()
-
-    def call() -> None:
-        sessions.call_all(_FORMS, beside=over)
-
-    callers = threading.Thread(target=call, daemon=True)
-    callers.start()
-    while not over.wait(draw.uniform(0, 0.2)):
-        victim = draw.choice(sessions.pool.workers())
-        if victim.pid is not None and premises.send(victim.pid, signal.SIGKILL):
-            killed.add(victim.worker_id)
-    callers.join()
+    with ThreadPoolExecutor(1) as thread:
+        callers = thread.submit(sessions.call_all, _FORMS)
+        while wait([callers], draw.uniform(0, 0.2)).not_done:
+            victim = draw.choice(sessions.pool.workers())
+            if victim.pid is not None and premises.send(victim.pid, signal.SIGKILL):
+                killed.add(victim.worker_id)
+        callers.result()
     _await_strength(sessions.pool, killed, watch)
     done["workers_killed"] += len(killed)
     generations = sessions.generations()

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from tests.chaos.figures import median, quantile
 from tests.chaos.finding import Finding, Plan
-from tests.chaos.premises import Premises
+from tests.chaos.premises import Premises, marked, templates_of
 from tests.chaos.witness import PATIENCE_S, Door, door
 
 SURVIVE_S = 10.0
@@ -54,15 +54,14 @@ class Manager:
     """One manager process, and whatever is started from it: all of that bears a mark in its environment."""
 
     def __init__(self, start_method: str, entry: Door, programs: list[str], *words: str) -> None:
-        self._mark = f"{MARK}={uuid.uuid4().hex}"
+        self._mark = uuid.uuid4().hex
         self._said = b""
-        name, _, value = self._mark.partition("=")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.managed", start_method, entry.path, ",".join(programs), *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
-            env={**os.environ, name: value},
+            env={**os.environ, MARK: self._mark},
         )
 
     def line(self, wanted: str = "") -> str:
@@ -89,30 +88,12 @@ class Manager:
 
     def all(self) -> list[int]:
         """The pids of everything that was started from it and is no zombie, itself included."""
-        mark = self._mark.encode()
-        found = []
-        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-            try:
-                with open(f"/proc/{pid}/environ", "rb") as file:
-                    if mark in file.read():
-                        found.append(pid)
-            except OSError:
-                continue
-        return found
+        return marked(MARK, self._mark)
 
     def template(self) -> int:
         """The pid of its template."""
-        for pid in self.all():
-            try:
-                with open(f"/proc/{pid}/cmdline", "rb") as file:
-                    words = file.read().split(b"\0")
-                with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-                    parent = int(file.read().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            if b"dspool.worker.template" in words and parent == self.process.pid:
-                return pid
-        raise RuntimeError("the manager has no template")
+        (template,) = templates_of(self.process.pid)
+        return template
 
     def close(self) -> None:
         """Kill what is left."""

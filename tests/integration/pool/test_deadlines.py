@@ -15,6 +15,8 @@ import pytest
 
 import dspool
 from dspool.testing.pytest_plugin import MakePool
+from tests.chaos.hanging import holds_gil_busy
+from tests.chaos.witness import door
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.chaos]
 
@@ -104,9 +106,6 @@ def test_a_stop_that_is_not_obeyed_ends_in_a_kill(make_pool: MakePool) -> None:
 
 
 def test_a_close_ends_workers_that_are_stopped_or_hold_the_interpreter(make_pool: MakePool) -> None:
-    from tests.chaos.hanging import holds_gil_busy
-    from tests.chaos.witness import door
-
     pool = make_pool(workers=2)
     with door() as entry:
         call = threading.Thread(target=_expect_closed, args=(pool, holds_gil_busy, {"door": entry.path}))

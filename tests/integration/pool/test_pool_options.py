@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import queue
 import socket
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,28 +14,12 @@ import pytest
 import dspool
 from dspool.supervisor.supervisor import Supervisor
 from dspool.testing.pytest_plugin import MakePool
+from tests.integration.pool.happenings import Happenings
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 PATIENCE_S = 30.0
 MIB = 2**20
-
-
-class Events:
-    """An on_event hook that a test can wait with."""
-
-    def __init__(self) -> None:
-        self._seen: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
-
-    def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
-        self._seen.put((event, dict(fields)))
-
-    def wait(self, wanted: str) -> dict[str, Any]:
-        """The next event of that name."""
-        while True:
-            event, fields = self._seen.get(timeout=PATIENCE_S)
-            if event == wanted:
-                return fields
 
 
 @pytest.fixture
@@ -119,19 +101,19 @@ def grow(mebibytes: int) -> int:
 
 @pytest.mark.usefixtures("frequent_samples")
 def test_a_worker_that_grows_is_replaced_while_calls_go_on(make_pool: MakePool) -> None:
-    events = Events()
-    pool = make_pool(workers=1, max_rss_bytes=200 * MIB, on_event=events)
+    happenings = Happenings()
+    pool = make_pool(workers=1, max_rss_bytes=200 * MIB, on_event=happenings)
     pid = pool.run(grow, {"mebibytes": 0})
     assert psutil.Process(pid).memory_info().rss < 150 * MIB
     assert pool.run(grow, {"mebibytes": 250}) == pid
-    told = events.wait("worker.due")
+    told = happenings.wait("worker.due")
     assert (told["worker_id"], told["reason"]) == (1, "recycle_memory")
     assert "max_rss_bytes=209,715,200" in told["detail"]
     calls = 0
     while pool.run(grow, {"mebibytes": 0}) == pid:
         calls += 1
     pool.wait_ready()
-    report = events.wait("worker.ended")["report"]
+    report = happenings.wait("worker.ended")["report"]
     assert (report.worker_id, report.pid, report.reason) == (1, pid, "recycle_memory")
     assert report.peak_rss_bytes > 250 * MIB
     stats = pool.stats()
@@ -152,8 +134,8 @@ def grow_and_stay(mebibytes: int, path: str) -> int:
 def test_a_worker_that_grows_in_a_call_is_replaced_meanwhile_and_ends_after_that_call(
     make_pool: MakePool, tmp_path: Path
 ) -> None:
-    events = Events()
-    pool = make_pool(workers=1, max_rss_bytes=200 * MIB, on_event=events)
+    happenings = Happenings()
+    pool = make_pool(workers=1, max_rss_bytes=200 * MIB, on_event=happenings)
     path = str(tmp_path / "door")
     with socket.socket(socket.AF_UNIX) as door, ThreadPoolExecutor(1) as threads:
         door.settimeout(30)
@@ -161,37 +143,37 @@ def test_a_worker_that_grows_in_a_call_is_replaced_meanwhile_and_ends_after_that
         door.listen()
         call = threads.submit(pool.run, grow_and_stay, {"mebibytes": 250, "path": path})
         with door.accept()[0] as guest:
-            assert events.wait("worker.due")["reason"] == "recycle_memory"
-            assert events.wait("worker.ready")["worker_id"] == 2
+            assert happenings.wait("worker.due")["reason"] == "recycle_memory"
+            assert happenings.wait("worker.ready")["worker_id"] == 2
             other = pool.run(grow, {"mebibytes": 0})
             assert not call.done()
             guest.send(b"x")
         assert call.result(30) != other
-    report = events.wait("worker.ended")["report"]
+    report = happenings.wait("worker.ended")["report"]
     assert (report.worker_id, report.reason, report.calls) == (1, "recycle_memory", 1)
     assert pool.stats().calls_lost == 0
 
 
 @pytest.mark.usefixtures("frequent_samples")
 def test_growth_is_counted_from_what_a_worker_has_after_its_first_call(make_pool: MakePool) -> None:
-    events = Events()
-    pool = make_pool(workers=1, max_rss_growth_bytes=150 * MIB, on_event=events)
+    happenings = Happenings()
+    pool = make_pool(workers=1, max_rss_growth_bytes=150 * MIB, on_event=happenings)
     pid = pool.run(grow, {"mebibytes": 200})
     assert pool.run(grow, {"mebibytes": 10}) == pid
     while (rss_bytes := pool.workers()[0].rss_bytes or 0) < 210 * MIB:  # so it was sampled after its first answer
         assert pool.run(grow, {"mebibytes": 0}) == pid
     assert pool.run(grow, {"mebibytes": 180}) == pid, "what the first call needed is not growth"
-    told = events.wait("worker.due")
+    told = happenings.wait("worker.due")
     assert (told["worker_id"], told["reason"]) == (1, "recycle_memory")
     assert "more than after its first call" in told["detail"]
-    assert events.wait("worker.ended")["report"].peak_rss_bytes > rss_bytes + 170 * MIB
+    assert happenings.wait("worker.ended")["report"].peak_rss_bytes > rss_bytes + 170 * MIB
 
 
 @pytest.mark.usefixtures("frequent_samples")
 def test_a_limit_below_what_a_worker_needs_is_told_of_and_replaces_no_idle_worker(make_pool: MakePool) -> None:
-    events = Events()
-    pool = make_pool(workers=1, max_rss_bytes=MIB, on_event=events)
-    told = events.wait("worker.too_large")
+    happenings = Happenings()
+    pool = make_pool(workers=1, max_rss_bytes=MIB, on_event=happenings)
+    told = happenings.wait("worker.too_large")
     assert (told["worker_id"], told["max_rss_bytes"]) == (1, MIB)
     assert told["rss_bytes"] > MIB
     assert "raise it" in told["detail"]

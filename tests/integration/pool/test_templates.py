@@ -7,13 +7,12 @@ import contextlib
 import ctypes
 import importlib.util
 import os
-import queue
 import random
 import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +22,13 @@ import pytest
 import dspool
 from dspool.testing.pytest_plugin import MakePool
 from tests.integration.pool.conftest import DEADLINE_S, RunScript
+from tests.integration.pool.happenings import Happenings
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="templates are for Linux"),
 ]
-
-
-class Happenings:
-    """An on_event hook to wait with."""
-
-    def __init__(self) -> None:
-        self._queue: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
-
-    def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
-        self._queue.put((event, dict(fields)))
-
-    def wait(self, *events: str) -> dict[str, Any]:
-        """The fields of the next event of these names."""
-        while True:
-            event, fields = self._queue.get(timeout=DEADLINE_S)
-            if event in events:
-                return fields
 
 
 @pytest.fixture
@@ -588,6 +571,35 @@ def test_a_daemon_of_a_program_dies_with_a_killed_manager(
         pids = running.line()
         running.process.kill()
         all_end(pids)
+
+
+WONT_END = """
+import __main__ as template
+import itertools, subprocess
+
+print(subprocess.Popen(["sleep", "600"]).pid, file=open(PIDS, "w"), flush=True)
+children, looks = template._children, itertools.count()
+# From the second look on there is one more, with a number that nobody has: it is adopted, and never seen to die.
+template._children = lambda: children() | ({2**30} if next(looks) else set())
+"""
+
+
+def test_what_a_preload_left_running_dies_with_a_template_that_waits_in_vain(
+    script: RunScript, module: Module, all_end: Callable[[list[int]], None], tmp_path: Path
+) -> None:
+    pids = tmp_path / "pids"
+    module(f"PIDS = {str(pids)!r}" + WONT_END)
+    running = script(
+        "import dspool, json, sys\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "with dspool.Pool(workers=1, preload='preloaded') as pool:\n"
+        "    print(json.dumps([pool.stats().start_method, *(worker.pid for worker in pool.workers())]), flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    method, *workers = running.line()
+    assert method == "template"
+    running.process.kill()
+    all_end([*workers, int(pids.read_text())])
 
 
 # --- what the system refuses ----------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import anyio
 import pytest
 
+from dspool.protocol.limits import DUMP_SIGNAL
 from dspool.supervisor import life
 from dspool.types import ExitReason
 from tests.integration.supervisor.harness import dead, freeze, lab, line, one_backend, tell
@@ -139,6 +141,28 @@ async def test_a_stopped_process_is_killed_without_a_dump_and_the_report_says_so
         report = await tests.exited(worker)
         assert (report.reason, report.signal, report.stack_dump) == ("hung", "SIGKILL", "")
         assert report.detail == "3 pings missed; no stack dump: none was written within 10 ms"
+
+
+@one_backend
+async def test_a_dump_that_is_cut_off_is_kept_and_the_report_says_so() -> None:
+    async with lab() as tests:
+        worker = await tests.ready()
+        freeze(worker)
+        handle = worker._handle
+        assert handle.launched.dump_fd is not None
+        send, written = handle.send_signal, b'Thread 0x1 (most recent call first):\n  File "lo'
+
+        def write_a_part(signum: int) -> None:
+            if signum == DUMP_SIGNAL:
+                assert handle.launched.dump_fd is not None
+                os.pwrite(handle.launched.dump_fd, written, 0)
+            send(signum)
+
+        handle.send_signal = write_a_part  # type: ignore[method-assign]
+        tests.supervisor.kill(worker.worker_id, "hung", "3 pings missed", dump=True)
+        report = await tests.exited(worker)
+        assert report.stack_dump == written.decode()
+        assert report.detail == "3 pings missed; part of a stack dump: no more was written within 10 ms"
 
 
 @one_backend

@@ -8,6 +8,7 @@ import pytest
 
 from dspool.pool.core import commands as c, invariants
 from dspool.pool.core.states import LeaseState, SlotState, WorkerState
+from dspool.pool.core.wakes import Wakes
 from tests.unit.core.world import World
 
 pytestmark = pytest.mark.unit
@@ -98,11 +99,11 @@ def test_an_effect_that_does_not_fit_the_tables_is_noticed() -> None:
 
 
 def test_a_caller_who_is_not_woken_or_woken_for_nothing_is_noticed() -> None:
-    world, wakes = World.ready(1), invariants.Wakes()
+    world, wakes = World.ready(1), Wakes()
     world.checkout()
     with pytest.raises(AssertionError, match="woken"):
         wakes.step(world.core, [])
-    wakes = invariants.Wakes()
+    wakes = Wakes()
     wakes.step(world.core, [c.Grant(1)])
     with pytest.raises(AssertionError, match="woken"):
         wakes.step(world.core, [c.Grant(1)])

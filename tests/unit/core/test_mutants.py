@@ -137,7 +137,7 @@ def _forgets_a_timer(kind: str) -> Mutation:
     return Timers, "arm", arm
 
 
-TIMERS = "start stop ping age linger cancel abandon backoff breaker hint hold session close".split()
+TIMERS = "start stop ping age linger cancel abandon backoff breaker hint hold check session shed close".split()
 MUTANTS: dict[str, Mutation] = {
     "a cancelled slot leaks": (Endings, "_give_back", _nothing),
     "a grant wakes nobody": (Dispatch, "_take_slot", _grants_silently),

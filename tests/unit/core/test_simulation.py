@@ -65,7 +65,7 @@ def test_the_command_says_in_one_line_what_it_did(capsys: pytest.CaptureFixture[
     assert simulator.main(["--seed", "3", "--steps", "40"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("1 seeds, each twice, in ")
-    assert f"of {len(ALL_MOVES)} moves seen" in line
+    assert f"of {len(ALL_MOVES)} moves and" in line
 
 
 def test_a_verbose_replay_prints_each_step(capsys: pytest.CaptureFixture[str]) -> None:

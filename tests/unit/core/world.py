@@ -16,6 +16,7 @@ from dspool.pool.core import commands as c, invariants
 from dspool.pool.core.machine import PoolCore
 from dspool.pool.core.records import Lease, Worker
 from dspool.pool.core.states import LeaseState, WorkerState
+from dspool.pool.core.wakes import Wakes
 from dspool.pool.events import EVENTS
 from dspool.types import ExitReason, ExitReport, Remove, Skip
 
@@ -45,7 +46,7 @@ class World:
         self.reports: list[c.Report] = []
         self.events: list[str] = []
         self._last_lease = 0
-        self._wakes = invariants.Wakes()
+        self._wakes = Wakes()
 
     @classmethod
     def ready(cls, workers: Any, **options: Any) -> World:
