@@ -7,7 +7,7 @@ AsyncPool by awaiting. A wait is (kind, what, deadline), answered True (it came)
     (READ, pipe, deadline)          until the slot's pipe can be read
     (WRITE, pipe, deadline)         until it can be read or written
     (REPORT, worker_id, deadline)   until the worker's exit report is there
-    (HOOK, call, deadline)          until the user's hook has answered; the answer is its verdict
+    (HOOK, call, deadline)          until the user's hook has answered; the answer is its verdict, or LATE
 
 Rules:
     1. The lease id is drawn and `try` entered before Checkout; `finally` cancels whatever is not closed. So an
@@ -22,7 +22,7 @@ Rules:
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from traceback import format_exc
 from typing import Any, Final, Literal, TypeVar
 
@@ -43,6 +43,9 @@ READ: Final = "read"
 WRITE: Final = "write"
 REPORT: Final = "report"
 HOOK: Final = "hook"
+LATE: Final = object()
+"""What HOOK is answered where the deadline came before a verdict. Only who waited knows: uvloop's clock counts whole
+milliseconds, so a wait of it may end before the deadline that we read."""
 Wait = tuple[Literal["grant", "read", "write", "report", "hook"], Any, float]
 T = TypeVar("T")
 Steps = Generator[Wait, Any, T]
@@ -138,7 +141,10 @@ def interrupt(driver: Driver, record: LeaseRecord) -> None:
 
 
 def _ask_hook(driver: Driver, lease: LeaseRecord, limit: float) -> Steps[Verdict]:
-    """The user's check hook, in the caller. Whatever goes wrong in it means REMOVE, with the reason."""
+    """The user's check hook, in the caller. Whatever goes wrong in it means REMOVE, with the reason.
+
+    Where it can't be called at all, for want of a thread, nothing is known against the worker: the call alone fails.
+    """
     check = driver.options.check
     assert check is not None
     assert lease.worker_id is not None
@@ -154,15 +160,38 @@ def _ask_hook(driver: Driver, lease: LeaseRecord, limit: float) -> Steps[Verdict
     worker = driver.worker_info(lease.worker_id)
     if worker is None:
         return Remove("its process is gone")
+    begun = False
+
+    def ask() -> Any:
+        nonlocal begun
+        begun = True
+        return check(worker, request)
+
     try:
-        verdict = yield (HOOK, lambda: check(worker, request), limit)
+        verdict = yield (HOOK, ask, limit)
     except Exception as error:
         let_through(error)
-        driver.report("hook.failed", hook="check", worker_id=lease.worker_id, error=repr(error), traceback=format_exc())
-        return Remove(f"the check hook raised {type(error).__name__}: {error}")
+        if not begun:
+            if isinstance(error, PoolError):
+                raise
+            raise PoolError(f"pool {driver.name!r} can't call its check hook: {error}") from error
+        said = _read(repr, error)
+        driver.report("hook.failed", hook="check", worker_id=lease.worker_id, error=said, traceback=format_exc())
+        return Remove(f"the check hook raised {type(error).__name__}: {_read(str, error)}")
+    if verdict is LATE:
+        raise _queue_timeout(driver, lease)
     if isinstance(verdict, Keep) or (isinstance(verdict, (Remove, Skip)) and isinstance(verdict.reason, str)):
         return verdict
-    return Remove(f"the check hook returned {verdict!r:.80} instead of KEEP, Remove(...) or Skip(...)")
+    return Remove(f"the check hook returned {_read(repr, verdict):.80} instead of KEEP, Remove(...) or Skip(...)")
+
+
+def _read(text: Callable[[Any], str], thing: Any) -> str:
+    """str() or repr() of what a hook gave, which is the user's code too."""
+    try:
+        return text(thing)
+    except Exception as error:
+        let_through(error)
+        return f"<a {type(thing).__name__} that can't be shown>"
 
 
 def exchange(
