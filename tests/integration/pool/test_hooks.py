@@ -500,3 +500,22 @@ def test_a_check_hook_that_gets_no_thread_costs_the_call_and_no_worker(
             assert (stats.removals, stats.exits, stats.leased) == (0, {}, 0)
 
     asyncio.run(main())
+
+
+def test_a_pool_that_is_closed_without_a_thread_to_wait_for_its_hook_is_not_broken(
+    make_pool: MakePool, refuse: Callable[[str], None]
+) -> None:
+    seen: list[str] = []
+    over = threading.Event()
+
+    def on_event(event: str, fields: Mapping[str, Any]) -> None:
+        seen.append(event)
+        if event == "pool.closed":
+            over.set()
+
+    pool = make_pool(workers=1, launcher=fakes(), on_event=on_event)
+    refuse("AnyIO worker thread")
+    pool.close()
+    refuse("")
+    assert over.wait(DEADLINE_S)
+    assert seen[-1] == "pool.closed"
