@@ -27,6 +27,7 @@ from traceback import format_exc
 from typing import Any, Final, Literal, TypeVar
 
 from dspool.errors import CallTimeout, CheckoutSkipped, PoolClosed, PoolError, ProtocolError, QueueTimeout, WorkerLost
+from dspool.options import PoolOptions
 from dspool.pool.core import commands as c, refusals
 from dspool.pool.core.records import Lease as LeaseRecord
 from dspool.pool.core.states import LeaseState, PoolState
@@ -229,6 +230,13 @@ def _rest(pipe: SlotPipe, deadline: float) -> Steps[Response]:
             return response
 
 
+def queue_deadline(options: PoolOptions, deadline: float, now: float) -> float:
+    """When a call that begins to wait for a worker now has waited long enough."""
+    wait_s = options.queue_timeout_s
+    last = deadline if wait_s is None else min(deadline, now + wait_s)
+    return last if last > now else c.AT_ONCE
+
+
 def call(
     driver: Driver, checkout: c.Checkout, program: Program, frame: bytearray, deadline: float, *, idempotent: bool
 ) -> Steps[tuple[Response, int]]:
@@ -262,8 +270,10 @@ def call(
             except (PipeEnded, ProtocolError, DeadlinePassed) as end:
                 error = yield from _ended(driver, lease, program, end)
                 closed = True
-                if not (tries_left and isinstance(error, WorkerLost)) or time.monotonic() >= deadline:
+                now = time.monotonic()
+                if not (tries_left and isinstance(error, WorkerLost)) or now >= deadline:
                     raise error from (end if isinstance(end, ProtocolError) else None)
+                checkout.deadline = queue_deadline(driver.options, deadline, now)  # the time that it ran was no wait
             except CheckoutSkipped:
                 all_dead = 0 < lease.found_dead == len(lease.removed)
                 if not (tries_left and all_dead) or time.monotonic() >= deadline:

@@ -235,6 +235,19 @@ async def test_an_idempotent_call_is_sent_again(world: World) -> None:
 
 
 @pytest.mark.narrow
+async def test_the_time_that_a_call_ran_is_no_wait_when_it_is_sent_again(world: World) -> None:
+    gate = world.gate()
+    async with world.pool(workers=2, queue_timeout_s=0.1) as pool, beside() as calls:
+        call = calls.start(pool.meet, gate, "done", idempotent=True)
+        first = await gate.arrival()
+        await anyio.sleep(0.15)  # longer than it may wait for a worker
+        world.backend.kill(first.token)
+        second = await gate.arrival()
+        second.let_go()
+        assert await call.get() == "done"
+
+
+@pytest.mark.narrow
 async def test_an_idempotent_call_is_not_sent_for_ever(world: World) -> None:
     async with world.pool(workers=2, max_retries=1, quarantine_after=None) as pool:
         with pytest.raises(dspool.WorkerLost):
