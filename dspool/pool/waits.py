@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
+from dspool.errors import PoolError
 from dspool.pool.driver import Driver
 from dspool.pool.lease import GRANT, HOOK, LATE, READ, REPORT, WRITE, Steps, Wait
 from dspool.pool.slot_pipe import SlotPipe
@@ -28,6 +29,8 @@ from dspool.pool.threads import start_thread
 T = TypeVar("T")
 _FOREVER_S = 10 * 365 * 86400.0
 _NEVER = float("inf")
+HOOKS_LEFT = 100
+"""Calls of a check hook that may run on after their callers' deadlines; each has a thread."""
 
 
 async def drive_async(steps: Steps[T], waits: AnyioWaits) -> T:
@@ -119,6 +122,7 @@ class AsyncioWaits(AnyioWaits):
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
         self.loop = asyncio.get_running_loop()
+        self._hooks_left: set[_Asked] = set()
 
     def read(self, pipe: SlotPipe, deadline: float) -> Awaitable[bool]:
         """Until the pipe can be read."""
@@ -132,12 +136,22 @@ class AsyncioWaits(AnyioWaits):
         return future
 
     async def ask(self, hook: Callable[[], Any]) -> Any:
-        """As above, on a daemon thread: anyio's, if the hook never returns, keeps the interpreter from ending."""
+        """As above, on a daemon thread: anyio's, if the hook never returns, keeps the interpreter from ending.
+
+        Raises:
+            PoolError: too many calls of it never returned, or the system refuses the thread.
+        """
+        if len(self._hooks_left) >= HOOKS_LEFT:
+            raise PoolError(
+                f"pool {self.driver.name!r}: {HOOKS_LEFT} calls of its check hook went on after their deadlines and "
+                "have not returned; the hook is not called until one does. Give it a time limit of its own"
+            )
         answered: asyncio.Future[bool] = self.loop.create_future()
         asked = _Asked(hook)
 
         def run() -> None:
             asked.run()
+            self._hooks_left.discard(asked)
             self._tell(answered)
 
         context = contextvars.copy_context()
@@ -146,7 +160,10 @@ class AsyncioWaits(AnyioWaits):
         try:
             await answered
         except BaseException:
+            self._hooks_left.add(asked)
             asked.give_up()
+            if asked.returned:  # before it was added
+                self._hooks_left.discard(asked)
             raise
         return asked.answer()
 
@@ -242,6 +259,7 @@ class _Asked:
         self._hook = hook
         self._answers: list[tuple[Any, BaseException | None]] = []
         self._given_up = False
+        self.returned = False
 
     def run(self) -> None:
         """On the thread."""
@@ -249,6 +267,7 @@ class _Asked:
             self._answers.append((self._hook(), None))
         except BaseException as error:
             self._answers.append((None, error))
+        self.returned = True
         if self._given_up:
             self._drop()
 

@@ -519,3 +519,31 @@ def test_a_pool_that_is_closed_without_a_thread_to_wait_for_its_hook_is_not_brok
     refuse("")
     assert over.wait(DEADLINE_S)
     assert seen[-1] == "pool.closed"
+
+
+def test_an_async_pools_hooks_that_never_return_are_bounded(
+    make_async_pool: MakeAsyncPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dspool.pool.waits.HOOKS_LEFT", 3)
+    go_on = threading.Event()
+
+    def check(worker: dspool.WorkerInfo, request: dspool.CheckoutRequest) -> dspool.Verdict:
+        go_on.wait(DEADLINE_S)
+        return dspool.KEEP
+
+    async def main() -> None:
+        async with make_async_pool(workers=1, launcher=fakes(), check=check) as pool:
+            for _ in range(3):
+                with pytest.raises(dspool.QueueTimeout):
+                    await pool.run(echo, {}, timeout_s=0.02)
+            with pytest.raises(dspool.PoolError, match="have not returned"):
+                await pool.run(echo, {})
+            hooks = [thread for thread in threading.enumerate() if thread.name == "dspool-check"]
+            assert len(hooks) == 3
+            go_on.set()
+            for thread in hooks:
+                await asyncio.to_thread(thread.join, DEADLINE_S)
+            assert await pool.run(echo, {"value": 1}) == {"value": 1}
+            assert (await pool.stats()).exits == {}
+
+    asyncio.run(main())
