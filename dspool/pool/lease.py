@@ -264,7 +264,8 @@ def call(
                             raise
                         written = False
                         verdict = Remove("it ended before it had read the call")
-                        driver.step(c.CheckoutVerdict(lease_id, verdict, died=True))
+                        again = queue_deadline(driver.options, deadline, time.monotonic())
+                        driver.step(c.CheckoutVerdict(lease_id, verdict, died=True, deadline=again))
                         pipe.let_go()
                         pipe = None
             except (PipeEnded, ProtocolError, DeadlinePassed) as end:
