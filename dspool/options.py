@@ -25,6 +25,8 @@ EventHook = Callable[[str, Mapping[str, Any]], None]
 
 MAX_SECONDS = 1e9
 """The longest time that can be asked for, about 31 years: any longer is None, "no limit"."""
+MAX_WHOLE = 2**63 - 1
+"""The largest whole number that can be asked for: it travels to workers, and is multiplied by fractions."""
 MAX_WORKERS = 4096
 MAX_SLOTS = 128
 TEMPLATE_CONCURRENCY = 8
@@ -58,7 +60,7 @@ class _Range:
             return self.none
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
-        return self.low <= value <= (self.high if self.whole else min(self.high, MAX_SECONDS))
+        return self.low <= value <= min(self.high, MAX_WHOLE if self.whole else MAX_SECONDS)
 
 
 _SECONDS = _Range(0)
@@ -120,7 +122,10 @@ class WorkerGroup:
 
     def __post_init__(self) -> None:
         labels: Any = self.labels  # people pass a string, a list, a set
-        object.__setattr__(self, "labels", frozenset({labels} if isinstance(labels, str) else labels))
+        listed = [labels] if isinstance(labels, str) else list(labels) if isinstance(labels, Iterable) else [None]
+        if not all(isinstance(label, str) for label in listed):
+            raise OptionsError(f"WorkerGroup.labels must be a label or labels, as strings; it is {labels!r}")
+        object.__setattr__(self, "labels", frozenset(listed))
         object.__setattr__(self, "preload", _names("preload", self.preload))
         object.__setattr__(self, "env", _environment(self.env))
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -359,7 +364,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def _in_range(option: str, value: object, legal: _Range) -> None:
     if not legal.admits(value):
-        raise OptionsError(f"{option} must be {legal}; it is {value!r}")
+        too_long = isinstance(value, int) and abs(value) > MAX_WHOLE
+        raise OptionsError(f"{option} must be {legal}; it is {'beyond 64 bits' if too_long else repr(value)}")
 
 
 def _one_of(option: str, value: object, legal: tuple[str, ...]) -> None:

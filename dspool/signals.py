@@ -23,9 +23,11 @@ def let_through(error: BaseException) -> None:
     if threading.current_thread() is not threading.main_thread():
         return  # handlers run in the main thread alone
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # `raise error from error` makes a ring
         if _is_of_a_handler(cause):
             raise cause
+        seen.add(id(cause))
         cause = cause.__cause__
 
 

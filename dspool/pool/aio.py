@@ -179,7 +179,7 @@ class AsyncPool(PoolFront):
         driver.order(c.Drain())
         with anyio.move_on_after(left_s):
             while driver.busy:
-                driver.check_sound()
+                self._driver.check_sound()  # closed meanwhile, a lease that somebody keeps may stay in its table
                 done = anyio.Event()
                 driver.when_idle(done.set)
                 if driver.busy:

@@ -123,6 +123,8 @@ class ControlPlane:
                 if self.events.pending:  # on a thread: a hook that blocks must not hold the application's loop up
                     with anyio.CancelScope(shield=True):
                         await anyio.to_thread.run_sync(self.events.close, _EVENTS_CLOSE_S)
+            except RuntimeError:  # the system refuses a thread: what the hook was not told yet it may still hear
+                self.events.close(0.0)
             finally:
                 self._release()
 

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from dspool import errors
-from dspool.errors import PoolBroken, PoolClosed, PoolError, WorkerStartError
+from dspool.errors import PoolBroken, PoolClosed, PoolError, QueueTimeout, WorkerStartError
 from dspool.options import PoolOptions
 from dspool.pool.core import commands as c
 from dspool.pool.core.machine import PoolCore
@@ -198,12 +198,18 @@ class Driver:
 
         Raises:
             PoolBroken: the table can't be trusted any more.
+            QueueTimeout: its deadline came in between.
             PoolError: there is no lease: it is called on top of a step.
         """
         self.step(checkout)
         lease = self.core.leases.get(checkout.lease_id)
         if lease is None or self.broken is not None:
             self.check_sound()
+            if self.options.check is not None and c.AT_ONCE < checkout.deadline <= time.monotonic():
+                raise QueueTimeout(
+                    f"pool {self.name!r}: the call's deadline came as it was granted a worker, before its check hook "
+                    "was asked; nothing was run"
+                )
             raise PoolError(
                 f"pool {self.name!r} was called by a signal handler or a finaliser in the middle of one of its own "
                 "steps, where no call can be made; or the lease ended (hold_s) before its caller looked"

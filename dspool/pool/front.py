@@ -198,7 +198,6 @@ class PoolFront:
             raise OptionsError(f"on_session_lost must be 'rebind' or 'error'; it is {on_session_lost!r}")
         if priority.__class__ is not int:
             raise OptionsError(f"priority must be a whole number, the lowest goes first; it is {priority!r}")
-        last = deadline if options.queue_timeout_s is None else min(deadline, now + options.queue_timeout_s)
         return c.Checkout(
             lease_id,
             lease_id,
@@ -208,7 +207,7 @@ class PoolFront:
             on_session_lost == "error",
             _NO_LABELS if require is None else _labels(require),
             priority,
-            last if last > now else c.AT_ONCE,
+            path.queue_deadline(options, deadline, now),
         )
 
     def _prepare_checkout(

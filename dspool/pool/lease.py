@@ -7,7 +7,7 @@ AsyncPool by awaiting. A wait is (kind, what, deadline), answered True (it came)
     (READ, pipe, deadline)          until the slot's pipe can be read
     (WRITE, pipe, deadline)         until it can be read or written
     (REPORT, worker_id, deadline)   until the worker's exit report is there
-    (HOOK, call, deadline)          until the user's hook has answered; the answer is its verdict
+    (HOOK, call, deadline)          until the user's hook has answered; the answer is its verdict, or LATE
 
 Rules:
     1. The lease id is drawn and `try` entered before Checkout; `finally` cancels whatever is not closed. So an
@@ -22,11 +22,12 @@ Rules:
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from traceback import format_exc
 from typing import Any, Final, Literal, TypeVar
 
 from dspool.errors import CallTimeout, CheckoutSkipped, PoolClosed, PoolError, ProtocolError, QueueTimeout, WorkerLost
+from dspool.options import PoolOptions
 from dspool.pool.core import commands as c, refusals
 from dspool.pool.core.records import Lease as LeaseRecord
 from dspool.pool.core.states import LeaseState, PoolState
@@ -43,6 +44,9 @@ READ: Final = "read"
 WRITE: Final = "write"
 REPORT: Final = "report"
 HOOK: Final = "hook"
+LATE: Final = object()
+"""What HOOK is answered where the deadline came before a verdict. Only who waited knows: uvloop's clock counts whole
+milliseconds, so a wait of it may end before the deadline that we read."""
 Wait = tuple[Literal["grant", "read", "write", "report", "hook"], Any, float]
 T = TypeVar("T")
 Steps = Generator[Wait, Any, T]
@@ -140,8 +144,7 @@ def interrupt(driver: Driver, record: LeaseRecord) -> None:
 def _ask_hook(driver: Driver, lease: LeaseRecord, limit: float) -> Steps[Verdict]:
     """The user's check hook, in the caller. Whatever goes wrong in it means REMOVE, with the reason.
 
-    Raises:
-        PoolError: there is no thread to ask it on. That says nothing about the worker.
+    Where it can't be called at all, for want of a thread, nothing is known against the worker: the call alone fails.
     """
     check = driver.options.check
     assert check is not None
@@ -158,24 +161,38 @@ def _ask_hook(driver: Driver, lease: LeaseRecord, limit: float) -> Steps[Verdict
     worker = driver.worker_info(lease.worker_id)
     if worker is None:
         return Remove("its process is gone")
-    asked = False
+    begun = False
 
     def ask() -> Any:
-        nonlocal asked
-        asked = True
+        nonlocal begun
+        begun = True
         return check(worker, request)
 
     try:
         verdict = yield (HOOK, ask, limit)
     except Exception as error:
         let_through(error)
-        if not asked:
-            raise PoolError(f"pool {driver.name!r} can't ask its check hook: {error}") from error
-        driver.report("hook.failed", hook="check", worker_id=lease.worker_id, error=repr(error), traceback=format_exc())
-        return Remove(f"the check hook raised {type(error).__name__}: {error}")
+        if not begun:
+            if isinstance(error, PoolError):
+                raise
+            raise PoolError(f"pool {driver.name!r} can't call its check hook: {error}") from error
+        said = _read(repr, error)
+        driver.report("hook.failed", hook="check", worker_id=lease.worker_id, error=said, traceback=format_exc())
+        return Remove(f"the check hook raised {type(error).__name__}: {_read(str, error)}")
+    if verdict is LATE:
+        raise _queue_timeout(driver, lease)
     if isinstance(verdict, Keep) or (isinstance(verdict, (Remove, Skip)) and isinstance(verdict.reason, str)):
         return verdict
-    return Remove(f"the check hook returned {verdict!r:.80} instead of KEEP, Remove(...) or Skip(...)")
+    return Remove(f"the check hook returned {_read(repr, verdict):.80} instead of KEEP, Remove(...) or Skip(...)")
+
+
+def _read(text: Callable[[Any], str], thing: Any) -> str:
+    """str() or repr() of what a hook gave, which is the user's code too."""
+    try:
+        return text(thing)
+    except Exception as error:
+        let_through(error)
+        return f"<a {type(thing).__name__} that can't be shown>"
 
 
 def exchange(
@@ -213,6 +230,13 @@ def _rest(pipe: SlotPipe, deadline: float) -> Steps[Response]:
             return response
 
 
+def queue_deadline(options: PoolOptions, deadline: float, now: float) -> float:
+    """When a call that begins to wait for a worker now has waited long enough."""
+    wait_s = options.queue_timeout_s
+    last = deadline if wait_s is None else min(deadline, now + wait_s)
+    return last if last > now else c.AT_ONCE
+
+
 def call(
     driver: Driver, checkout: c.Checkout, program: Program, frame: bytearray, deadline: float, *, idempotent: bool
 ) -> Steps[tuple[Response, int]]:
@@ -240,14 +264,17 @@ def call(
                             raise
                         written = False
                         verdict = Remove("it ended before it had read the call")
-                        driver.step(c.CheckoutVerdict(lease_id, verdict, died=True))
+                        again = queue_deadline(driver.options, deadline, time.monotonic())
+                        driver.step(c.CheckoutVerdict(lease_id, verdict, died=True, deadline=again))
                         pipe.let_go()
                         pipe = None
             except (PipeEnded, ProtocolError, DeadlinePassed) as end:
                 error = yield from _ended(driver, lease, program, end)
                 closed = True
-                if not (tries_left and isinstance(error, WorkerLost)) or time.monotonic() >= deadline:
+                now = time.monotonic()
+                if not (tries_left and isinstance(error, WorkerLost)) or now >= deadline:
                     raise error from (end if isinstance(end, ProtocolError) else None)
+                checkout.deadline = queue_deadline(driver.options, deadline, now)  # the time that it ran was no wait
             except CheckoutSkipped:
                 all_dead = 0 < lease.found_dead == len(lease.removed) + len(lease.skipped)
                 if not (tries_left and all_dead) or time.monotonic() >= deadline:

@@ -20,15 +20,17 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
+from dspool.errors import PoolError
 from dspool.pool.driver import Driver
-from dspool.pool.lease import GRANT, HOOK, READ, REPORT, WRITE, Steps, Wait
+from dspool.pool.lease import GRANT, HOOK, LATE, READ, REPORT, WRITE, Steps, Wait
 from dspool.pool.slot_pipe import SlotPipe
 from dspool.pool.threads import start_thread
-from dspool.types import KEEP
 
 T = TypeVar("T")
 _FOREVER_S = 10 * 365 * 86400.0
 _NEVER = float("inf")
+HOOKS_LEFT = 100
+"""Calls of a check hook that may run on after their callers' deadlines; each has a thread."""
 
 
 async def drive_async(steps: Steps[T], waits: AnyioWaits) -> T:
@@ -71,7 +73,7 @@ class AnyioWaits:
         with anyio.move_on_after(_left(deadline)):
             verdict = await self.ask(what)
             return await verdict if inspect.isawaitable(verdict) else verdict
-        return KEEP  # too late for any verdict: the deadline has passed, and whoever asked looks at that first
+        return LATE
 
     def read(self, pipe: SlotPipe, deadline: float) -> Awaitable[bool]:
         """Until the pipe can be read."""
@@ -83,8 +85,13 @@ class AnyioWaits:
 
     async def ask(self, hook: Callable[[], Any]) -> Any:
         """A check hook's answer: on a thread, since it may block. What an async one gives is still to be awaited."""
-        (answer,) = await anyio.to_thread.run_sync(lambda: [hook()], abandon_on_cancel=True)  # trio takes no coroutine
-        return answer
+        asked = _Asked(hook)
+        try:
+            await anyio.to_thread.run_sync(asked.run, abandon_on_cancel=True)
+        except BaseException:
+            asked.give_up()
+            raise
+        return asked.answer()
 
     async def grant(self, lease_id: int, deadline: float) -> bool:
         """Until the lease is granted or refused."""
@@ -115,6 +122,7 @@ class AsyncioWaits(AnyioWaits):
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
         self.loop = asyncio.get_running_loop()
+        self._hooks_left: set[_Asked] = set()
 
     def read(self, pipe: SlotPipe, deadline: float) -> Awaitable[bool]:
         """Until the pipe can be read."""
@@ -128,25 +136,36 @@ class AsyncioWaits(AnyioWaits):
         return future
 
     async def ask(self, hook: Callable[[], Any]) -> Any:
-        """As above, on a daemon thread: anyio's, if the hook never returns, keeps the interpreter from ending."""
+        """As above, on a daemon thread: anyio's, if the hook never returns, keeps the interpreter from ending.
+
+        Raises:
+            PoolError: too many calls of it never returned, or the system refuses the thread.
+        """
+        if len(self._hooks_left) >= HOOKS_LEFT:
+            raise PoolError(
+                f"pool {self.driver.name!r}: {HOOKS_LEFT} calls of its check hook went on after their deadlines and "
+                "have not returned; the hook is not called until one does. Give it a time limit of its own"
+            )
         answered: asyncio.Future[bool] = self.loop.create_future()
-        answers: list[tuple[Any, BaseException | None]] = []
+        asked = _Asked(hook)
 
         def run() -> None:
-            try:
-                answers.append((hook(), None))
-            except BaseException as error:
-                answers.append((None, error))
+            asked.run()
+            self._hooks_left.discard(asked)
             self._tell(answered)
 
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(run,), name="dspool-check", daemon=True)
         start_thread(thread, self.driver.name)
-        await answered
-        answer, error = answers.pop()
-        if error is not None:
-            raise error
-        return answer
+        try:
+            await answered
+        except BaseException:
+            self._hooks_left.add(asked)
+            asked.give_up()
+            if asked.returned:  # before it was added
+                self._hooks_left.discard(asked)
+            raise
+        return asked.answer()
 
     async def write(self, pipe: SlotPipe, deadline: float) -> bool:
         """Until the pipe can be written or read: a worker that answers too early, or ends, makes it readable."""
@@ -227,6 +246,50 @@ class ThreadWaits(AsyncioWaits):
             if worker_id in driver.reports or driver.over.is_set() or not await self._until(future, deadline):
                 break
         return worker_id in driver.reports
+
+
+class _Asked:
+    """A hook that is asked on a thread, by a task that may give it up meanwhile.
+
+    An async hook's coroutine that nobody awaits any more is closed, else Python would warn of it. The answer is taken
+    out of the list by one of three: who waits, who gives up, or the thread that finds that it was given up already.
+    """
+
+    def __init__(self, hook: Callable[[], Any]) -> None:
+        self._hook = hook
+        self._answers: list[tuple[Any, BaseException | None]] = []
+        self._given_up = False
+        self.returned = False
+
+    def run(self) -> None:
+        """On the thread."""
+        try:
+            self._answers.append((self._hook(), None))
+        except BaseException as error:
+            self._answers.append((None, error))
+        self.returned = True
+        if self._given_up:
+            self._drop()
+
+    def answer(self) -> Any:
+        """What the hook gave, or raises what it raised; once, after run()."""
+        answer, error = self._answers.pop()
+        if error is not None:
+            raise error
+        return answer
+
+    def give_up(self) -> None:
+        """Nobody wants the answer any more."""
+        self._given_up = True
+        self._drop()
+
+    def _drop(self) -> None:
+        try:
+            answer, _ = self._answers.pop()
+        except IndexError:
+            return  # it is still to come, or another thread was quicker
+        if inspect.iscoroutine(answer):
+            answer.close()
 
 
 class Reader:

@@ -101,9 +101,9 @@ class FrameDecoder:
         if not held:
             self._start = self._end = 0
             if len(self._buffer) > KEPT:
-                _spare.append(self._buffer)
-                self._buffer = bytearray(_ROOM)
+                large, self._buffer = self._buffer, bytearray(_ROOM)
                 self._view = memoryview(self._buffer)
+                _spare.append(large)  # last: whatever ends this before, no buffer has two users
             return self._view
         free = len(self._buffer) - self._end
         if free < _LITTLE and free < max(1, self._needed - held):

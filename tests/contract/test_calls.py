@@ -235,6 +235,19 @@ async def test_an_idempotent_call_is_sent_again(world: World) -> None:
 
 
 @pytest.mark.narrow
+async def test_the_time_that_a_call_ran_is_no_wait_when_it_is_sent_again(world: World) -> None:
+    gate = world.gate()
+    async with world.pool(workers=2, queue_timeout_s=0.1) as pool, beside() as calls:
+        call = calls.start(pool.meet, gate, "done", idempotent=True)
+        first = await gate.arrival()
+        await anyio.sleep(0.15)  # longer than it may wait for a worker
+        world.backend.kill(first.token)
+        second = await gate.arrival()
+        second.let_go()
+        assert await call.get() == "done"
+
+
+@pytest.mark.narrow
 async def test_an_idempotent_call_is_not_sent_for_ever(world: World) -> None:
     async with world.pool(workers=2, max_retries=1, quarantine_after=None) as pool:
         with pytest.raises(dspool.WorkerLost):
@@ -303,6 +316,21 @@ async def test_a_request_that_was_never_read_moves_on_silently(world: World) -> 
         assert await call.get() != token
         stats = await pool.stats()
         assert (stats.calls_lost, stats.calls_ok, stats.retries) == (0, 1, 0)
+
+
+@pytest.mark.narrow
+async def test_the_time_that_a_request_lay_unread_is_no_wait_as_it_moves_on(world: World) -> None:
+    async with world.pool(workers=2, queue_timeout_s=0.1) as pool, beside() as calls:
+        lease = await pool.checkout()
+        assert lease.lease.worker is not None
+        token = world.backend.token_of(lease.lease.worker)
+        await lease.close()
+        world.backend.freeze(token)
+        call = calls.start(pool.run, "pid")
+        await pool.until(lambda stats: stats.leased == 1)
+        await anyio.sleep(0.15)  # longer than it may wait for a worker
+        world.backend.kill(token)
+        assert await call.get() != token
 
 
 async def test_a_request_that_was_half_read_moves_on_silently(world: World) -> None:

@@ -25,3 +25,18 @@ def test_a_misspelt_option_is_refused_with_the_one_it_resembles(option: str, sai
         with pytest.raises(dspool.OptionsError) as caught:
             kind(PoolOptions(), **misspelt)
         assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize("value", [2**63, 10**400, 10**5000], ids=["64 bits", "no float", "no text"])
+@pytest.mark.parametrize(
+    "option", ["max_requests", "max_rss_bytes", "max_rss_growth_bytes", "max_programs", "max_retries"]
+)
+def test_a_number_that_no_message_carries_and_no_float_holds_is_refused(option: str, value: int) -> None:
+    with pytest.raises(dspool.OptionsError, match=f"{option} must be a whole number, .*; it is beyond 64 bits"):
+        PoolOptions(**{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("labels", [5, None, [[]], [1], b"gpu"])
+def test_labels_are_texts(labels: Any) -> None:
+    with pytest.raises(dspool.OptionsError, match=r"WorkerGroup\.labels must be a label or labels"):
+        dspool.WorkerGroup(name="a", workers=1, labels=labels)

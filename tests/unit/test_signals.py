@@ -107,6 +107,22 @@ def test_a_handlers_exception_is_known_where_it_is_another_ones_cause(alarm: Cal
         keep(makes_another)
 
 
+def test_an_error_that_is_its_own_cause_is_looked_at_once(alarm: Callable[..., Any]) -> None:
+    def ring() -> None:
+        first, second = ValueError("first"), ValueError("second")
+        first.__cause__, second.__cause__ = second, first
+        raise first
+
+    def itself() -> None:
+        try:
+            raise ValueError
+        except ValueError as error:
+            raise error from error
+
+    for raises in (ring, itself):
+        keep(raises)
+
+
 class Part:
     """A value that is interrupted whatever is done with it."""
 

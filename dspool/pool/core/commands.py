@@ -45,11 +45,13 @@ class CheckoutVerdict(msgspec.Struct, gc=False):
     """The holder's word on the worker it was granted, before anything was sent.
 
     `died`: the pipe was found closed or full of something else; the worker's end is its own, not our removal.
+    `deadline`: of the wait that begins now, where the worker had it for some time; None: the lease's own.
     """
 
     lease_id: int
     verdict: Verdict
     died: bool = False
+    deadline: float | None = None
 
 
 class RunStarted(msgspec.Struct, gc=False):

@@ -41,6 +41,8 @@ class Endings(Dispatch):
             return
         index = lease.slot  # the lease may hold another slot before this one is given back
         self._ungrant(lease)
+        if command.deadline is not None:
+            lease.deadline = command.deadline
         if alive and isinstance(verdict, Skip):
             self.counters.skips += 1
             lease.skipped[lease.worker_id] = verdict.reason

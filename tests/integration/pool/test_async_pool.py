@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
 
 import dspool
@@ -119,3 +120,27 @@ def test_uvloop_will_do(pool_name: Callable[[], str]) -> None:  # it keeps two d
             return [value async for value in pool.map(echo, [{"n": number} for number in range(10)])]
 
     assert uvloop.run(main()) == [{"n": number} for number in range(10)]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_drain_ends_with_its_pool_though_somebody_keeps_a_lease(make_async_pool: MakeAsyncPool, backend: str) -> None:
+    ends: list[str] = []
+
+    async def main() -> None:
+        pool = await make_async_pool(workers=1, launcher=fakes()).open()
+        lease = await pool.checkout()
+
+        async def drain() -> None:
+            with pytest.raises(dspool.PoolClosed):
+                await pool.drain()
+            ends.append("told")
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(drain)
+                await anyio.wait_all_tasks_blocked()
+                await pool.close(0.0)
+        await lease.close()
+
+    anyio.run(main, backend=backend)
+    assert ends == ["told"]

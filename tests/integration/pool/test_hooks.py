@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 import dspool
+from dspool.pool.core import commands as c
 from dspool.pool.events import QUEUE_LENGTH, Events
 from dspool.testing.fake import FakeLauncher
 from dspool.testing.pytest_plugin import MakeAsyncPool, MakePool
@@ -229,6 +233,120 @@ def test_a_check_hook_that_does_not_return_keeps_the_slot_until_its_calls_deadli
     assert pool.stats().exits == {}
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_no_call_runs_where_the_wait_for_its_hook_ended_before_the_deadline(
+    make_async_pool: MakeAsyncPool, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    # As on uvloop, whose clock counts whole milliseconds: the wait was over, the deadline was still to come, and the
+    # call was sent to a worker that no hook had judged.
+
+    async def check(worker: dspool.WorkerInfo, request: dspool.CheckoutRequest) -> dspool.Verdict:
+        await anyio.sleep(DEADLINE_S)
+        return dspool.KEEP
+
+    async def main() -> None:
+        async with make_async_pool(workers=1, launcher=fakes(), check=check) as pool:
+            with monkeypatch.context() as early:
+                early.setattr("dspool.pool.waits._left", lambda deadline: 0.02)
+                with pytest.raises(dspool.QueueTimeout):
+                    await pool.run(echo, {}, timeout_s=DEADLINE_S)
+            stats = await pool.stats()
+            assert (stats.queue_timeouts, stats.calls_ok, stats.leased, stats.exits) == (1, 0, 0, {})
+
+    anyio.run(main, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_what_an_async_hook_gives_too_late_is_not_warned_of(make_async_pool: MakeAsyncPool, backend: str) -> None:
+    go_on, returned = threading.Event(), threading.Event()
+
+    async def never_awaited() -> dspool.Verdict:
+        return dspool.KEEP
+
+    def check(worker: dspool.WorkerInfo, request: dspool.CheckoutRequest) -> Any:
+        go_on.wait(DEADLINE_S)
+        try:
+            return never_awaited()
+        finally:
+            returned.set()
+
+    async def main() -> None:
+        async with make_async_pool(workers=1, launcher=fakes(), check=check) as pool:
+            with pytest.raises(dspool.QueueTimeout):
+                await pool.run(echo, {}, timeout_s=0.02)
+            go_on.set()
+            await anyio.to_thread.run_sync(returned.wait, DEADLINE_S)
+
+    anyio.run(main, backend=backend)  # a warning is an error, told of when the coroutine is collected
+    gc.collect()
+
+
+@pytest.mark.parametrize("unshowable", ["raised", "returned"])
+def test_a_hooks_answer_that_cannot_be_shown_removes_the_worker_and_no_more(
+    make_pool: MakePool, unshowable: str
+) -> None:
+    class Odd(Exception):
+        """Can't be shown."""
+
+        def __repr__(self) -> str:
+            raise ValueError("no text")
+
+        __str__ = __repr__
+
+    first = [True]
+
+    def check(worker: dspool.WorkerInfo, request: dspool.CheckoutRequest) -> Any:
+        if not first:
+            return dspool.KEEP
+        first.clear()
+        if unshowable == "raised":
+            raise Odd
+        return Odd()
+
+    pool = make_pool(workers=1, launcher=fakes(), check=check)
+    assert pool.run(echo, {"value": 1}) == {"value": 1}
+    assert pool.stats().removals == 1
+
+
+def test_a_hook_that_raises_an_error_from_itself_is_no_endless_loop(make_pool: MakePool) -> None:
+    first = [True]
+
+    def check(worker: dspool.WorkerInfo, request: dspool.CheckoutRequest) -> dspool.Verdict:
+        if first:
+            first.clear()
+            try:
+                raise ValueError
+            except ValueError as error:
+                raise error from error
+        return dspool.KEEP
+
+    pool = make_pool(workers=1, launcher=fakes(), check=check)
+    assert pool.run(echo, {"value": 1}) == {"value": 1}
+    assert pool.stats().removals == 1
+
+
+def test_a_deadline_that_comes_between_the_grant_and_the_hook_is_a_queue_timeout(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A slot is granted; 2. before its caller looks, the control plane finds it late and lends the slot."""
+    pool = make_pool(workers=1, launcher=fakes(), check=lambda worker, request: dspool.KEEP)
+    driver = pool._driver
+    step = driver.step
+
+    def slow(command: c.Command) -> None:
+        step(command)
+        if isinstance(command, c.Checkout):
+            while time.monotonic() < command.deadline:
+                time.sleep(0.001)
+            step(c.Tick())
+
+    monkeypatch.setattr(driver, "step", slow)
+    with pytest.raises(dspool.QueueTimeout):
+        pool.run(echo, {}, timeout_s=0.02)
+    monkeypatch.undo()
+    assert pool.run(echo, {"value": 1}) == {"value": 1}
+
+
 # --- close() in the middle of a map, and of calls ---------------------------------------------------------------------
 
 
@@ -382,3 +500,66 @@ def test_events_wait_for_a_thread_that_the_system_refuses(make_pool: MakePool, r
     refuse("")
     pool.close()
     assert (seen[0], seen[-1]) == ("worker.ready", "pool.closed")
+
+
+def test_a_check_hook_that_gets_no_thread_costs_the_call_and_no_worker(
+    make_async_pool: MakeAsyncPool, refuse: Callable[[str], None]
+) -> None:
+    async def main() -> None:
+        async with make_async_pool(workers=2, launcher=fakes(), check=lambda worker, request: dspool.KEEP) as pool:
+            refuse("dspool-check")
+            with pytest.raises(dspool.PoolError, match="gets no thread from the system"):
+                await pool.run(echo, {})
+            refuse("")
+            assert await pool.run(echo, {"value": 1}) == {"value": 1}
+            stats = await pool.stats()
+            assert (stats.removals, stats.exits, stats.leased) == (0, {}, 0)
+
+    asyncio.run(main())
+
+
+def test_a_pool_that_is_closed_without_a_thread_to_wait_for_its_hook_is_not_broken(
+    make_pool: MakePool, refuse: Callable[[str], None]
+) -> None:
+    seen: list[str] = []
+    over = threading.Event()
+
+    def on_event(event: str, fields: Mapping[str, Any]) -> None:
+        seen.append(event)
+        if event == "pool.closed":
+            over.set()
+
+    pool = make_pool(workers=1, launcher=fakes(), on_event=on_event)
+    refuse("AnyIO worker thread")
+    pool.close()
+    refuse("")
+    assert over.wait(DEADLINE_S)
+    assert seen[-1] == "pool.closed"
+
+
+def test_an_async_pools_hooks_that_never_return_are_bounded(
+    make_async_pool: MakeAsyncPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dspool.pool.waits.HOOKS_LEFT", 3)
+    go_on = threading.Event()
+
+    def check(worker: dspool.WorkerInfo, request: dspool.CheckoutRequest) -> dspool.Verdict:
+        go_on.wait(DEADLINE_S)
+        return dspool.KEEP
+
+    async def main() -> None:
+        async with make_async_pool(workers=1, launcher=fakes(), check=check) as pool:
+            for _ in range(3):
+                with pytest.raises(dspool.QueueTimeout):
+                    await pool.run(echo, {}, timeout_s=0.02)
+            with pytest.raises(dspool.PoolError, match="have not returned"):
+                await pool.run(echo, {})
+            hooks = [thread for thread in threading.enumerate() if thread.name == "dspool-check"]
+            assert len(hooks) == 3
+            go_on.set()
+            for thread in hooks:
+                await asyncio.to_thread(thread.join, DEADLINE_S)
+            assert await pool.run(echo, {"value": 1}) == {"value": 1}
+            assert (await pool.stats()).exits == {}
+
+    asyncio.run(main())

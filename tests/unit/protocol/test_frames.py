@@ -162,6 +162,20 @@ def test_the_buffer_given_back_last_serves_the_next_large_frame_on_any_pipe() ->
     assert second._buffer is buffer
 
 
+def test_no_buffer_is_spare_while_a_pipe_still_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. A buffer is given back; 2. there is no memory for a small one, or a handler raises; 3. two would use it."""
+    decoder = FrameDecoder()
+    receive(decoder, bytes(encode_frame(bytes(1_000_000))))
+
+    def refuse(size: int) -> bytearray:
+        raise MemoryError
+
+    monkeypatch.setattr(frames, "bytearray", refuse, raising=False)
+    with pytest.raises(MemoryError):
+        decoder.give_back()
+    assert not frames._spare
+
+
 def test_a_buffer_several_times_too_large_is_not_used_for_a_smaller_frame() -> None:
     first, second = FrameDecoder(), FrameDecoder()
     receive(first, bytes(encode_frame(bytes(8_000_000))))
