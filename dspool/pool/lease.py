@@ -105,7 +105,7 @@ def _suits(driver: Driver, lease: LeaseRecord, pipe: SlotPipe) -> Steps[bool]:
         limit = c.INFINITY if now_or_never else lease.deadline
         verdict = yield from _ask_hook(driver, lease, limit)
         if time.monotonic() >= limit:
-            raise _queue_timeout(driver, lease)
+            raise _queue_timeout(driver, lease, hook_on=worker_id)
         driver.step(c.CheckoutVerdict(lease_id, verdict))
         return isinstance(verdict, Keep) and lease.is_granted and lease.worker_id == worker_id
     return True
@@ -231,7 +231,8 @@ def call(
                         pipe.let_go()
                         pipe = None
             except (PipeEnded, ProtocolError, DeadlinePassed) as end:
-                error = yield from _ended(driver, lease, program, end)
+                fate = _tried(driver.options.max_retries, tries_left) if idempotent else _NOT_SENT_AGAIN
+                error = yield from _ended(driver, lease, program, end, fate)
                 closed = True
                 if not (tries_left and isinstance(error, WorkerLost)) or time.monotonic() >= deadline:
                     raise error from (end if isinstance(end, ProtocolError) else None)
@@ -257,9 +258,13 @@ def call(
 
 
 def _ended(
-    driver: Driver, lease: LeaseRecord, program: Program, end: PipeEnded | ProtocolError | DeadlinePassed
+    driver: Driver, lease: LeaseRecord, program: Program, end: PipeEnded | ProtocolError | DeadlinePassed, fate: str
 ) -> Steps[PoolError | WorkerLost | CallTimeout]:
-    """A run that ended without a response: tell the core, and the caller what became of it."""
+    """A run that ended without a response: tell the core, and the caller what became of it.
+
+    Args:
+        fate: what becomes of a call whose worker was lost, for its error.
+    """
     lease_id, worker_id = lease.lease_id, lease.worker_id
     assert worker_id is not None
     if isinstance(end, DeadlinePassed):
@@ -269,7 +274,7 @@ def _ended(
         driver.step(c.Checkin(lease_id, "lost"))
     else:
         driver.step(c.Checkin(lease_id, "none", Remove(str(end)), "protocol_error"))
-    return (yield from lost(driver, worker_id, program))
+    return (yield from lost(driver, worker_id, program, fate))
 
 
 def run_in(
@@ -291,7 +296,7 @@ def run_in(
         try:
             response = yield from exchange(driver, pipe, program, frame, next(driver.ids), deadline)
         except (PipeEnded, ProtocolError, DeadlinePassed) as end:
-            error = yield from _ended(driver, record, program, end)
+            error = yield from _ended(driver, record, program, end, _IN_A_LEASE)
             over = False
             raise error from (None if isinstance(end, DeadlinePassed) else end)
         over = False
@@ -336,24 +341,38 @@ def _gist(response: Response) -> str:
     return " ".join(text[:500].split())
 
 
-def _queue_timeout(driver: Driver, lease: LeaseRecord) -> QueueTimeout:
-    """Give the place in the queue up, and say so."""
+def _queue_timeout(driver: Driver, lease: LeaseRecord, hook_on: int | None = None) -> QueueTimeout:
+    """Give the place in the queue up, or the worker that the check hook looks at, and say so."""
     core, waited_s = driver.core, time.monotonic() - lease.created_at
-    refusal = refusals.late(waited_s, core.queue.count, core.groups.values(), paused=core.paused)
+    if hook_on is not None:
+        refusal = refusals.hook_late(waited_s, hook_on)
+    else:
+        refusal = refusals.late(waited_s, core.queue.count, core.groups.values(), paused=core.paused)
     driver.step(c.Cancel(lease.lease_id, written=False, why="timeout"))
     return QueueTimeout(f"pool {driver.name!r} {refusal.message}")
 
 
-def lost(driver: Driver, worker_id: int, program: Program) -> Steps[PoolError | WorkerLost]:
+_NOT_SENT_AGAIN = "The call may have run and was not sent again; pass idempotent=True where sending it again is safe"
+_IN_A_LEASE = "The call may have run, and the lease is over with its worker; check out again"
+
+
+def _tried(max_retries: int, tries_left: int) -> str:
+    return (
+        f"The call was tried {max_retries - tries_left + 1} times and may have run each time; "
+        f"max_retries={max_retries} and its deadline allow no more"
+    )
+
+
+def lost(driver: Driver, worker_id: int, program: Program, fate: str) -> Steps[PoolError | WorkerLost]:
     """The error of a call whose worker died in it."""
     report = yield from _report(driver, worker_id)
     if driver.core.state in _OVER:
         return PoolClosed(
             f"pool {driver.name!r} was closed while {program.label} ran in worker {worker_id}; it may have run"
         )
+    dump = "\n" + report.stack_dump if report is not None and report.stack_dump else ""
     return WorkerLost(
-        f"pool {driver.name!r} lost worker {worker_id} while it ran {program.label}: {describe(report)}. The call may "
-        "have run and was not sent again; pass idempotent=True where sending it again is safe",
+        f"pool {driver.name!r} lost worker {worker_id} while it ran {program.label}: {describe(report)}. {fate}{dump}",
         report,
     )
 

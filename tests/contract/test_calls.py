@@ -206,11 +206,13 @@ async def test_a_worker_that_dies_in_a_call_is_reported_and_replaced(
     async with world.pool() as pool:
         before = await pool.worker()
         assert await pool.run() is None
-        with pytest.raises(dspool.WorkerLost, match=f"lost worker {before.worker_id} while it ran") as caught:
+        said = rf"lost worker {before.worker_id} while it ran .* was not sent again; pass idempotent=True"
+        with pytest.raises(dspool.WorkerLost, match=said) as caught:
             await pool.run(do, **inputs)
         assert caught.value.retryable
         report = caught.value.report
         assert report is not None
+        assert str(caught.value).endswith(report.stack_dump)
         assert (report.worker_id, report.pid, report.calls) == (before.worker_id, before.pid, 2)
         assert report.reason == ("crash" if do == "crash" else "exited")
         assert {name: getattr(report, name) for name in how} == how
@@ -237,7 +239,8 @@ async def test_an_idempotent_call_is_sent_again(world: World) -> None:
 @pytest.mark.narrow
 async def test_an_idempotent_call_is_not_sent_for_ever(world: World) -> None:
     async with world.pool(workers=2, max_retries=1, quarantine_after=None) as pool:
-        with pytest.raises(dspool.WorkerLost):
+        said = "tried 2 times and may have run each time; max_retries=1 and its deadline allow no more"
+        with pytest.raises(dspool.WorkerLost, match=said):
             await pool.run("leave", idempotent=True)
         assert (await pool.stats()).retries == 1
 

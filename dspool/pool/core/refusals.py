@@ -42,6 +42,16 @@ def late(waited_s: float, waiting: int, groups: Collection[Group], *, paused: bo
     return Refusal("QueueTimeout", message)
 
 
+def hook_late(waited_s: float, worker_id: int) -> Refusal:
+    """The deadline came first, since the user's hook took its time."""
+    message = (
+        f"had worker {worker_id} for this call, but the check hook still looked at it at the call's deadline: "
+        f"{waited_s:.3f} s have passed, and the call was not sent; make the hook quicker, or allow more time with "
+        "timeout_s or queue_timeout_s"
+    )
+    return Refusal("QueueTimeout", message)
+
+
 def saturated(waiting: int, waiting_bytes: int, workers: int, options: PoolOptions) -> Refusal:
     """The queue is full."""
     message = (
@@ -64,7 +74,10 @@ def overloaded(waited_s: float, waiting: int, ready: int, options: PoolOptions) 
 
 def too_many_removed(removed: Mapping[int, str]) -> Refusal:
     """One call cost too many workers."""
-    message = f"removed {len(removed)} workers for this one call, which is the limit: {_said(removed)}"
+    message = (
+        f"removed {len(removed)} workers for this one call, which is the limit: {_said(removed)}; it was not run. They "
+        "are replaced: try again, or mend what the reasons name"
+    )
     return Refusal("CheckoutSkipped", message, reasons=dict(removed))
 
 
