@@ -22,7 +22,8 @@ Rules:
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import partial
 from traceback import format_exc
 from typing import Any, Final, Literal, TypeVar
 
@@ -105,7 +106,7 @@ def _suits(driver: Driver, lease: LeaseRecord, pipe: SlotPipe) -> Steps[bool]:
         limit = c.INFINITY if now_or_never else lease.deadline
         verdict = yield from _ask_hook(driver, lease, limit)
         if time.monotonic() >= limit:
-            raise _queue_timeout(driver, lease, hook_on=worker_id)
+            raise _queue_timeout(driver, lease, partial(refusals.hook_late, worker_id))
         driver.step(c.CheckoutVerdict(lease_id, verdict))
         return isinstance(verdict, Keep) and lease.is_granted and lease.worker_id == worker_id
     return True
@@ -219,6 +220,8 @@ def call(
             try:
                 while response is None:
                     pipe = take(driver, lease) or (yield from acquire(driver, lease))
+                    if time.monotonic() >= deadline:  # sent now, it could only cost its worker
+                        raise _queue_timeout(driver, lease, refusals.granted_late)
                     written = True
                     try:
                         response = yield from exchange(driver, pipe, program, frame, lease_id, deadline)
@@ -341,11 +344,11 @@ def _gist(response: Response) -> str:
     return " ".join(text[:500].split())
 
 
-def _queue_timeout(driver: Driver, lease: LeaseRecord, hook_on: int | None = None) -> QueueTimeout:
-    """Give the place in the queue up, or the worker that the check hook looks at, and say so."""
+def _queue_timeout(driver: Driver, lease: LeaseRecord, why: Callable[[float], c.Refusal] | None = None) -> QueueTimeout:
+    """Give the place in the queue up, or the worker that came too late, and say so. `why`: of a worker that came."""
     core, waited_s = driver.core, time.monotonic() - lease.created_at
-    if hook_on is not None:
-        refusal = refusals.hook_late(waited_s, hook_on)
+    if why is not None:
+        refusal = why(waited_s)
     else:
         refusal = refusals.late(waited_s, core.queue.count, core.groups.values(), paused=core.paused)
     driver.step(c.Cancel(lease.lease_id, written=False, why="timeout"))

@@ -116,6 +116,18 @@ async def test_a_timeout_in_the_queue_of_a_paused_pool_says_so(world: World) -> 
 
 
 @pytest.mark.narrow
+async def test_a_call_whose_deadline_is_over_before_it_is_sent_costs_no_worker(world: World) -> None:
+    async with world.pool() as pool:
+        before = await pool.tokens()
+        said = r"had a worker for this call only when its deadline was over, 0\.\d+ s after the call; it was not sent"
+        with pytest.raises(dspool.QueueTimeout, match=said):
+            await pool.run(timeout_s=0)
+        stats = await pool.stats()
+        assert (stats.queue_timeouts, stats.calls_timeout, stats.leased) == (1, 0, 0)
+        assert await pool.tokens() == before
+
+
+@pytest.mark.narrow
 async def test_timeout_0_means_now_or_never(world: World) -> None:
     gate = world.gate()
     async with world.pool() as pool, beside() as calls:

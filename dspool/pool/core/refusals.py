@@ -42,7 +42,16 @@ def late(waited_s: float, waiting: int, groups: Collection[Group], *, paused: bo
     return Refusal("QueueTimeout", message)
 
 
-def hook_late(waited_s: float, worker_id: int) -> Refusal:
+def granted_late(waited_s: float) -> Refusal:
+    """The deadline came as the worker did."""
+    message = (
+        f"had a worker for this call only when its deadline was over, {waited_s:.3f} s after the call; it was not "
+        "sent; add workers, or allow more time with timeout_s"
+    )
+    return Refusal("QueueTimeout", message)
+
+
+def hook_late(worker_id: int | None, waited_s: float) -> Refusal:
     """The deadline came first, since the user's hook took its time."""
     message = (
         f"had worker {worker_id} for this call, but the check hook still looked at it at the call's deadline: "
