@@ -156,6 +156,8 @@ class SimWorld(Accidents):
         if len(alive) != len(self.core.workers):
             return f"{len(alive)} processes live, {len(self.core.workers)} workers are known"
         for process in alive:
+            if process.dead:
+                return f"worker {process.worker_id} is dead, and nobody was told"
             if process.hung:
                 return f"worker {process.worker_id} hangs"
             if process.template is not None and not process.template.alive:
