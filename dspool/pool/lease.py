@@ -384,15 +384,18 @@ def timed_out(driver: Driver, worker_id: int, program: Program, lease: LeaseReco
     """The error of a call whose deadline came while it ran."""
     slots = driver.options.slots
     report = (yield from _report(driver, worker_id)) if slots == 1 else None
-    now = time.monotonic()
+    began = lease.created_at if lease.run_since == lease.granted_at else lease.run_since  # a kept lease's later run
+    waited_s, ran_s = lease.run_since - began, time.monotonic() - lease.run_since
+    advice = "give it more time with timeout_s"
+    if waited_s > ran_s:
+        advice = "most of that was the wait for a worker: add workers, or bound it with max_waiting or shed_target_s"
     fate = "was killed and is replaced" if slots == 1 else "keeps its other calls; this one's slot was given up"
     dump = ""
     if slots == 1:
         dump = "\n" + report.stack_dump if report is not None and report.stack_dump else "; there is no stack dump"
     return CallTimeout(
-        f"pool {driver.name!r}: {program.label} did not end by its deadline: {now - lease.created_at:.3f} s after the "
-        f"call, {now - lease.granted_at:.3f} s of them in worker {worker_id}, which {fate}; give it more time with "
-        f"timeout_s{dump}",
+        f"pool {driver.name!r}: {program.label} did not end by its deadline: {waited_s + ran_s:.3f} s after the call, "
+        f"{ran_s:.3f} s of them in worker {worker_id}, which {fate}; {advice}{dump}",
         report,
     )
 
@@ -417,7 +420,7 @@ def describe(report: ExitReport | None) -> str:
         return "how it ended is not known yet"
     how = report.signal or (f"exit code {report.exit_code}" if report.exit_code is not None else "status unknown")
     text = f"{report.reason} ({how}), pid {report.pid}, {report.age_s:.1f} s old, in its call number {report.calls}"
-    if report.detail:
+    if report.detail and report.detail not in (how, f"killed by {how}"):
         text += f"; {report.detail}"
     if report.output_tail:
         text += f"; its last output: {report.output_tail[-500:]!r}"
