@@ -123,7 +123,8 @@ def quarantined(program: str | None, wait_s: float, ends: Sequence[str], options
     """The program keeps killing workers. `ends`: how the last of them ended."""
     message = (
         f"holds program {program} in quarantine: {options.quarantine_after} calls of it in a row ended their "
-        f"worker ({'; '.join(ends)}); it is tried again in {wait_s:.1f} s, or after release({program!r})"
+        f"worker (the last that ended: {'; '.join(ends)}); mend the program, then release({program!r}), or wait: it is "
+        f"tried again in {wait_s:.1f} s"
     )
     return Refusal("ProgramQuarantined", message, retry_after_s=wait_s)
 
