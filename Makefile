@@ -153,7 +153,7 @@ sim: $(STAMP) ## the simulator over SEEDS seeds, each run twice with equal trace
 
 # Both print one table and fail when anything was lost or left. SEED is what random choices are drawn from.
 .PHONY: chaos
-chaos: $(STAMP) ## kills, floods and starves real pools for a minute (ONLY="kill_storm recycles", SEED=1)
+chaos: $(STAMP) ## kills, floods and starves real pools for a minute or two (ONLY="kill_storm recycles", SEED=1)
 	@$(PY) -m tests.chaos $(ONLY) --size chaos --seed $(SEED) $(ARGS)
 
 .PHONY: soak

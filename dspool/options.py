@@ -186,6 +186,7 @@ class PoolOptions:
         max_requests: calls after which a worker is replaced (10 % jitter); None: never.
         max_lifetime_s: seconds after which a worker is replaced (10 % jitter); None: never.
         max_rss_bytes: resident memory over which a worker is replaced, seen twice in a row (10 % jitter); None: never.
+            Memory is looked at every 5 seconds.
         max_rss_growth_bytes: the same for what it has beyond its first sample after its first answered call. Leave room
             for programs that it loads later; None: never.
         ping_interval_s: seconds a worker is idle before it is pinged; None: never.

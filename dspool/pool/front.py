@@ -167,13 +167,17 @@ class PoolFront:
         *,
         timed: bool,
     ) -> bytearray:
-        if type(inputs) is not dict:
-            inputs = _as_inputs(inputs)
         if lm is None and control.lm is None and "dspy" in modules:
             lm = ambient_lm()
         spec = None if lm is None else lm_spec(lm)
-        args = ExecuteArgs(program.program_id, to_plain(inputs, "inputs"), spec)
-        return encode_request("execute_program", args, self.options.max_frame_bytes, deadline=timed, session=session)
+        try:
+            if type(inputs) is not dict:
+                inputs = _as_inputs(inputs)
+            args = ExecuteArgs(program.program_id, to_plain(inputs, "inputs"), spec)
+            limit = self.options.max_frame_bytes
+            return encode_request("execute_program", args, limit, deadline=timed, session=session)
+        except EncodeError as error:
+            raise EncodeError(f"pool {self.name!r}: {program.label} was not sent: {error}") from error.__cause__
 
     def _checkout(
         self,
@@ -305,7 +309,10 @@ class PoolFront:
 def unknown_argument(method: str, given: Iterable[str], known: Iterable[str]) -> OptionsError:
     """The error of a call with a keyword that its method doesn't have."""
     option = next(iter(given))
-    hint = did_you_mean(option, known)
+    if option in PoolOptions.__dataclass_fields__:
+        hint = f": {option} is an option of the pool, as in Pool({option}=...)."
+    else:
+        hint = did_you_mean(option, known)
     return OptionsError(f"{method}() has no argument {option!r}{hint} It takes {', '.join(known)}")
 
 

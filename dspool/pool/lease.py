@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from traceback import format_exc
 from typing import Any, Final, Literal, TypeVar
 
@@ -109,7 +110,7 @@ def _suits(driver: Driver, lease: LeaseRecord, pipe: SlotPipe) -> Steps[bool]:
         limit = c.INFINITY if now_or_never else lease.deadline
         verdict = yield from _ask_hook(driver, lease, limit)
         if time.monotonic() >= limit:
-            raise _queue_timeout(driver, lease)
+            raise _queue_timeout(driver, lease, partial(refusals.hook_late, worker_id))
         driver.step(c.CheckoutVerdict(lease_id, verdict))
         return isinstance(verdict, Keep) and lease.is_granted and lease.worker_id == worker_id
     return True
@@ -256,6 +257,8 @@ def call(
             try:
                 while response is None:
                     pipe = take(driver, lease) or (yield from acquire(driver, lease))
+                    if time.monotonic() >= deadline:  # sent now, it could only cost its worker
+                        raise _queue_timeout(driver, lease, refusals.granted_late)
                     written = True
                     try:
                         response = yield from exchange(driver, pipe, program, frame, lease_id, deadline)
@@ -269,7 +272,8 @@ def call(
                         pipe.let_go()
                         pipe = None
             except (PipeEnded, ProtocolError, DeadlinePassed) as end:
-                error = yield from _ended(driver, lease, program, end)
+                fate = _tried(driver.options.max_retries, tries_left) if idempotent else _NOT_SENT_AGAIN
+                error = yield from _ended(driver, lease, program, end, fate)
                 closed = True
                 now = time.monotonic()
                 if not (tries_left and isinstance(error, WorkerLost)) or now >= deadline:
@@ -297,9 +301,13 @@ def call(
 
 
 def _ended(
-    driver: Driver, lease: LeaseRecord, program: Program, end: PipeEnded | ProtocolError | DeadlinePassed
+    driver: Driver, lease: LeaseRecord, program: Program, end: PipeEnded | ProtocolError | DeadlinePassed, fate: str
 ) -> Steps[PoolError | WorkerLost | CallTimeout]:
-    """A run that ended without a response: tell the core, and the caller what became of it."""
+    """A run that ended without a response: tell the core, and the caller what became of it.
+
+    Args:
+        fate: what becomes of a call whose worker was lost, for its error.
+    """
     lease_id, worker_id = lease.lease_id, lease.worker_id
     assert worker_id is not None
     if isinstance(end, DeadlinePassed):
@@ -309,7 +317,7 @@ def _ended(
         driver.step(c.Checkin(lease_id, "lost"))
     else:
         driver.step(c.Checkin(lease_id, "none", Remove(str(end)), "protocol_error"))
-    return (yield from lost(driver, worker_id, program))
+    return (yield from lost(driver, worker_id, program, fate))
 
 
 def run_in(
@@ -331,7 +339,7 @@ def run_in(
         try:
             response = yield from exchange(driver, pipe, program, frame, next(driver.ids), deadline)
         except (PipeEnded, ProtocolError, DeadlinePassed) as end:
-            error = yield from _ended(driver, record, program, end)
+            error = yield from _ended(driver, record, program, end, _IN_A_LEASE)
             over = False
             raise error from (None if isinstance(end, DeadlinePassed) else end)
         over = False
@@ -376,24 +384,38 @@ def _gist(response: Response) -> str:
     return " ".join(text[:500].split())
 
 
-def _queue_timeout(driver: Driver, lease: LeaseRecord) -> QueueTimeout:
-    """Give the place in the queue up, and say so."""
+def _queue_timeout(driver: Driver, lease: LeaseRecord, why: Callable[[float], c.Refusal] | None = None) -> QueueTimeout:
+    """Give the place in the queue up, or the worker that came too late, and say so. `why`: of a worker that came."""
     core, waited_s = driver.core, time.monotonic() - lease.created_at
-    refusal = refusals.late(waited_s, core.queue.count, core.groups.values(), paused=core.paused)
+    if why is not None:
+        refusal = why(waited_s)
+    else:
+        refusal = refusals.late(waited_s, core.queue.count, core.groups.values(), paused=core.paused)
     driver.step(c.Cancel(lease.lease_id, written=False, why="timeout"))
     return QueueTimeout(f"pool {driver.name!r} {refusal.message}")
 
 
-def lost(driver: Driver, worker_id: int, program: Program) -> Steps[PoolError | WorkerLost]:
+_NOT_SENT_AGAIN = "The call may have run and was not sent again; pass idempotent=True where sending it again is safe"
+_IN_A_LEASE = "The call may have run, and the lease is over with its worker; check out again"
+
+
+def _tried(max_retries: int, tries_left: int) -> str:
+    return (
+        f"The call was tried {max_retries - tries_left + 1} times and may have run each time; "
+        f"max_retries={max_retries} and its deadline allow no more"
+    )
+
+
+def lost(driver: Driver, worker_id: int, program: Program, fate: str) -> Steps[PoolError | WorkerLost]:
     """The error of a call whose worker died in it."""
     report = yield from _report(driver, worker_id)
     if driver.core.state in _OVER:
         return PoolClosed(
             f"pool {driver.name!r} was closed while {program.label} ran in worker {worker_id}; it may have run"
         )
+    dump = "\n" + report.stack_dump if report is not None and report.stack_dump else ""
     return WorkerLost(
-        f"pool {driver.name!r} lost worker {worker_id} while it ran {program.label}: {describe(report)}. The call may "
-        "have run and was not sent again; pass idempotent=True where sending it again is safe",
+        f"pool {driver.name!r} lost worker {worker_id} while it ran {program.label}: {describe(report)}. {fate}{dump}",
         report,
     )
 
@@ -402,15 +424,18 @@ def timed_out(driver: Driver, worker_id: int, program: Program, lease: LeaseReco
     """The error of a call whose deadline came while it ran."""
     slots = driver.options.slots
     report = (yield from _report(driver, worker_id)) if slots == 1 else None
-    now = time.monotonic()
+    began = lease.created_at if lease.run_since == lease.granted_at else lease.run_since  # a kept lease's later run
+    waited_s, ran_s = lease.run_since - began, time.monotonic() - lease.run_since
+    advice = "give it more time with timeout_s"
+    if waited_s > ran_s:
+        advice = "most of that was the wait for a worker: add workers, or bound it with max_waiting or shed_target_s"
     fate = "was killed and is replaced" if slots == 1 else "keeps its other calls; this one's slot was given up"
     dump = ""
     if slots == 1:
         dump = "\n" + report.stack_dump if report is not None and report.stack_dump else "; there is no stack dump"
     return CallTimeout(
-        f"pool {driver.name!r}: {program.label} did not end by its deadline: {now - lease.created_at:.3f} s after the "
-        f"call, {now - lease.granted_at:.3f} s of them in worker {worker_id}, which {fate}; give it more time with "
-        f"timeout_s{dump}",
+        f"pool {driver.name!r}: {program.label} did not end by its deadline: {waited_s + ran_s:.3f} s after the call, "
+        f"{ran_s:.3f} s of them in worker {worker_id}, which {fate}; {advice}{dump}",
         report,
     )
 
@@ -435,7 +460,7 @@ def describe(report: ExitReport | None) -> str:
         return "how it ended is not known yet"
     how = report.signal or (f"exit code {report.exit_code}" if report.exit_code is not None else "status unknown")
     text = f"{report.reason} ({how}), pid {report.pid}, {report.age_s:.1f} s old, in its call number {report.calls}"
-    if report.detail:
+    if report.detail and report.detail not in (how, f"killed by {how}"):
         text += f"; {report.detail}"
     if report.output_tail:
         text += f"; its last output: {report.output_tail[-500:]!r}"

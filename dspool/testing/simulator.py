@@ -1,4 +1,7 @@
-"""The simulator's command: many seeds of SimWorld, each twice with equal traces.
+"""Simulate the pool's core: each seed is a pool's life under a virtual clock, with the faults that the seed draws.
+
+While it lasts, the core's laws are checked after every step. Then the faults end, and the pool has to become whole and
+every call has to end. Each seed is run twice, and both have to do the same.
 
     python -m dspool.testing.simulator --seeds 500                    seeds 0 to 499
     python -m dspool.testing.simulator --start 5000 --seeds 500       seeds 5000 to 5499
@@ -127,15 +130,19 @@ def _show(seed: int, steps: int) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m dspool.testing.simulator", description="Simulate the pool's core.")
+    parser = argparse.ArgumentParser(
+        prog="python -m dspool.testing.simulator",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seeds", type=int, default=100, help="how many seeds (default: 100)")
     parser.add_argument("--start", type=int, default=0, help="the first of them (default: 0)")
     parser.add_argument("--seed", type=int, help="only this seed")
-    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help="steps of the safety phase (default: 300)")
+    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help="steps with faults (default: 300)")
     cores = os.cpu_count() or 1
     parser.add_argument("--processes", type=int, default=cores, help=f"that share the seeds (default: {cores}, cores)")
     parser.add_argument("--verbose", action="store_true", help="with --seed: print the trace as it happens")
-    parser.add_argument("--moves", action="store_true", help="in how many seeds each fault's move was seen")
+    parser.add_argument("--moves", action="store_true", help="also print in how many seeds each fault's move was seen")
     args = parser.parse_args(arguments)
     began = time.monotonic()
     if args.seed is not None and args.verbose:

@@ -29,7 +29,7 @@ Does to real pools what may happen to them, and says what was lost and what was 
   python -m tests.chaos                          every scenario, short
   python -m tests.chaos kill_storm --size soak   one of them, at full length
   python -m tests.chaos --seed 7 --json out.json
-  make chaos            all of them in about a minute; make chaos ONLY="kill_storm recycles" SEED=7
+  make chaos            all of them in a minute or two; make chaos ONLY="kill_storm recycles" SEED=7
   make soak             all of them with the numbers of docs/explanation/reliability.md
 
 \b
@@ -65,7 +65,7 @@ def _help() -> str:
     type=click.Choice([size.value for size in Size]),
     default=Size.SHORT.value,
     show_default=True,
-    help="short: a few seconds each; chaos: a minute in all; soak: the full numbers.",
+    help="short: a few seconds each; chaos: a minute or two in all; soak: the full numbers.",
 )
 @click.option(
     "--json", "path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the findings there."

@@ -16,7 +16,7 @@ class Size(enum.Enum):
     """How much of a scenario is done."""
 
     SHORT = "short"  # in CI: a few seconds
-    CHAOS = "chaos"  # `make chaos`: all scenarios in about a minute
+    CHAOS = "chaos"  # `make chaos`: all scenarios in a minute or two
     SOAK = "soak"  # `make soak`: the numbers of docs/explanation/reliability.md
 
 

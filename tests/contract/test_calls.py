@@ -116,6 +116,18 @@ async def test_a_timeout_in_the_queue_of_a_paused_pool_says_so(world: World) -> 
 
 
 @pytest.mark.narrow
+async def test_a_call_whose_deadline_is_over_before_it_is_sent_costs_no_worker(world: World) -> None:
+    async with world.pool() as pool:
+        before = await pool.tokens()
+        said = r"had a worker for this call only when its deadline was over, 0\.\d+ s after the call; it was not sent"
+        with pytest.raises(dspool.QueueTimeout, match=said):
+            await pool.run(timeout_s=0)
+        stats = await pool.stats()
+        assert (stats.queue_timeouts, stats.calls_timeout, stats.leased) == (1, 0, 0)
+        assert await pool.tokens() == before
+
+
+@pytest.mark.narrow
 async def test_timeout_0_means_now_or_never(world: World) -> None:
     gate = world.gate()
     async with world.pool() as pool, beside() as calls:
@@ -206,11 +218,13 @@ async def test_a_worker_that_dies_in_a_call_is_reported_and_replaced(
     async with world.pool() as pool:
         before = await pool.worker()
         assert await pool.run() is None
-        with pytest.raises(dspool.WorkerLost, match=f"lost worker {before.worker_id} while it ran") as caught:
+        said = rf"lost worker {before.worker_id} while it ran .* was not sent again; pass idempotent=True"
+        with pytest.raises(dspool.WorkerLost, match=said) as caught:
             await pool.run(do, **inputs)
         assert caught.value.retryable
         report = caught.value.report
         assert report is not None
+        assert str(caught.value).endswith(report.stack_dump)
         assert (report.worker_id, report.pid, report.calls) == (before.worker_id, before.pid, 2)
         assert report.reason == ("crash" if do == "crash" else "exited")
         assert {name: getattr(report, name) for name in how} == how
@@ -250,7 +264,8 @@ async def test_the_time_that_a_call_ran_is_no_wait_when_it_is_sent_again(world: 
 @pytest.mark.narrow
 async def test_an_idempotent_call_is_not_sent_for_ever(world: World) -> None:
     async with world.pool(workers=2, max_retries=1, quarantine_after=None) as pool:
-        with pytest.raises(dspool.WorkerLost):
+        said = "tried 2 times and may have run each time; max_retries=1 and its deadline allow no more"
+        with pytest.raises(dspool.WorkerLost, match=said):
             await pool.run("leave", idempotent=True)
         assert (await pool.stats()).retries == 1
 
@@ -372,7 +387,7 @@ async def test_a_result_that_cannot_be_sent_is_a_program_error(world: World) -> 
 @pytest.mark.narrow
 async def test_inputs_that_cannot_be_sent_touch_no_worker(world: World) -> None:
     async with world.pool() as pool:
-        with pytest.raises(dspool.EncodeError, match="value"):
+        with pytest.raises(dspool.EncodeError, match=r"^pool '.*': .* was not sent: inputs\['value'\] is a"):
             await pool.run(value=object())
         assert (await pool.stats()).checkouts == 0
 

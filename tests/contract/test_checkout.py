@@ -318,4 +318,8 @@ async def test_a_misspelt_argument_is_told_with_what_was_meant(
             dspool.OptionsError, match=rf"{method}\(\) has no argument '{wrong}'; did you mean '{meant}'\?"
         ):
             await pool.call(method, *positional[method], **{wrong: 1})
+        with pytest.raises(
+            dspool.OptionsError, match=rf"{method}\(\) .* 'max_retries': max_retries is an option of the pool"
+        ):
+            await pool.call(method, *positional[method], max_retries=1)
         assert (await pool.stats()).checkouts == 0

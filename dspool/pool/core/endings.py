@@ -258,9 +258,7 @@ class Endings(Dispatch):
         It is what the caller itself does when it looks in time.
         """
         lease = self.leases[lease_id]
-        lease.refusal = refusals.late(
-            self._now - lease.created_at, self.queue.count, self.groups.values(), paused=False
-        )
+        lease.refusal = refusals.hook_late(lease.worker_id, self._now - lease.created_at)
         self._report("hook.late", hook="check", worker_id=lease.worker_id, lease_id=lease_id)
         self._on_cancel(c.Cancel(lease_id, written=False, why="timeout"))
 

@@ -42,6 +42,25 @@ def late(waited_s: float, waiting: int, groups: Collection[Group], *, paused: bo
     return Refusal("QueueTimeout", message)
 
 
+def granted_late(waited_s: float) -> Refusal:
+    """The deadline came as the worker did."""
+    message = (
+        f"had a worker for this call only when its deadline was over, {waited_s:.3f} s after the call; it was not "
+        "sent; add workers, or allow more time with timeout_s"
+    )
+    return Refusal("QueueTimeout", message)
+
+
+def hook_late(worker_id: int | None, waited_s: float) -> Refusal:
+    """The deadline came first, since the user's hook took its time."""
+    message = (
+        f"had worker {worker_id} for this call, but the check hook still looked at it at the call's deadline: "
+        f"{waited_s:.3f} s have passed, and the call was not sent; make the hook quicker, or allow more time with "
+        "timeout_s or queue_timeout_s"
+    )
+    return Refusal("QueueTimeout", message)
+
+
 def saturated(waiting: int, waiting_bytes: int, workers: int, options: PoolOptions) -> Refusal:
     """The queue is full."""
     message = (
@@ -64,7 +83,10 @@ def overloaded(waited_s: float, waiting: int, ready: int, options: PoolOptions) 
 
 def too_many_removed(removed: Mapping[int, str]) -> Refusal:
     """One call cost too many workers."""
-    message = f"removed {len(removed)} workers for this one call, which is the limit: {_said(removed)}"
+    message = (
+        f"removed {len(removed)} workers for this one call, which is the limit: {_said(removed)}; it was not run. They "
+        "are replaced: try again, or mend what the reasons name"
+    )
     return Refusal("CheckoutSkipped", message, reasons=dict(removed))
 
 
@@ -101,7 +123,8 @@ def quarantined(program: str | None, wait_s: float, ends: Sequence[str], options
     """The program keeps killing workers. `ends`: how the last of them ended."""
     message = (
         f"holds program {program} in quarantine: {options.quarantine_after} calls of it in a row ended their "
-        f"worker ({'; '.join(ends)}); it is tried again in {wait_s:.1f} s, or after release({program!r})"
+        f"worker (the last that ended: {'; '.join(ends)}); mend the program, then release({program!r}), or wait: it is "
+        f"tried again in {wait_s:.1f} s"
     )
     return Refusal("ProgramQuarantined", message, retry_after_s=wait_s)
 

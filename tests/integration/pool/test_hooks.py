@@ -214,7 +214,7 @@ def test_a_check_hook_that_does_not_return_keeps_the_slot_until_its_calls_deadli
     pool = make_pool(workers=1, launcher=fakes(), check=check, on_event=on_event)
 
     def call() -> None:
-        with pytest.raises(dspool.QueueTimeout) as raised:
+        with pytest.raises(dspool.QueueTimeout, match=r"had worker 1 .* the check hook still looked at it") as raised:
             pool.run(echo, {"value": 1}, session="slow", timeout_s=0.05)
         ended.append(raised.value)
 

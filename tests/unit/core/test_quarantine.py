@@ -191,7 +191,8 @@ def test_the_refusal_and_the_event_say_how_the_workers_ended() -> None:
     assert two.startswith(f"worker {second}: exited, exit code 3!!!")
     assert len(two) == 200
     message = world.refusal(world.checkout(program="p")).message
-    assert f"2 calls of it in a row ended their worker ({one}; {two}); it is tried again in 30.0 s" in message
+    assert f"2 calls of it in a row ended their worker (the last that ended: {one}; {two}); mend the program" in message
+    assert message.endswith("then release('p'), or wait: it is tried again in 30.0 s")
 
 
 def test_of_many_ends_the_last_five_are_told() -> None:

@@ -295,8 +295,11 @@ def test_a_slot_that_a_hook_still_looks_at_when_the_calls_deadline_comes_goes_to
     lease = world.checkout(deadline=5.0, now=1.0)
     waiter = world.checkout(now=2.0)
     assert world.core.next_deadline() == 5.0
+    record = world.lease(lease)
     assert of(world.tick(5.0), Grant, Kill) == [Grant(waiter)]
     assert world.events == ["hook.late"]
+    assert record.refusal is not None
+    assert "had worker 1 for this call, but the check hook still looked at it" in record.refusal.message
     assert lease not in world.core.leases
     assert world.core.counters.queue_timeouts == 1
     assert world.do(CheckoutVerdict(lease, KEEP)) == [], "the hook returns after all"
