@@ -34,10 +34,10 @@ from dspool.pool.front import (
     Timeout,
     unknown_argument,
 )
-from dspool.pool.lease import Steps
 from dspool.pool.leases import AsyncLease
 from dspool.pool.mapping import AsyncRows, Sorter, check_concurrency, check_rows
 from dspool.pool.progress import Progress
+from dspool.pool.steps import Steps
 from dspool.pool.waits import AnyioWaits, AsyncioWaits, TrioWaits, drive_async
 from dspool.supervisor.launch import Launcher
 from dspool.supervisor.starting import start_soon

@@ -25,9 +25,10 @@ from dspool.pool.core import commands as c
 from dspool.pool.core.states import PoolState
 from dspool.pool.driver import Driver
 from dspool.pool.events import Events
-from dspool.pool.lease import Steps, settle
+from dspool.pool.lease import settle
 from dspool.pool.lm_specs import adapter_spec, lm_spec
 from dspool.pool.programs import ProgramStore
+from dspool.pool.steps import Steps
 from dspool.protocol.codec import MSGPACK
 from dspool.protocol.messages import HANDSHAKE_ID, BootConfig, LMSpec, NamedProgram, Request
 from dspool.supervisor import boot, forked

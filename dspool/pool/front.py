@@ -23,6 +23,7 @@ from dspool.pool.driver import Driver
 from dspool.pool.lm_specs import ambient_lm, lm_spec
 from dspool.pool.programs import Program
 from dspool.pool.results import program_error, result_of
+from dspool.pool.steps import Steps
 from dspool.protocol.messages import ErrorInfo, ExecuteArgs, Response
 from dspool.protocol.requests import encode_request
 from dspool.protocol.values import to_plain
@@ -49,7 +50,7 @@ MAP_ARGUMENTS = ("concurrency", "ordered", "with_index", "return_exceptions", "p
 """map()'s own, beside those of run()."""
 CHECKOUT_ARGUMENTS = ("program", "session", "affinity", "timeout_s", "hold_s", "priority", "require")
 
-Prepared = tuple[Driver, Program, path.Steps[tuple[Response, int]]]
+Prepared = tuple[Driver, Program, Steps[tuple[Response, int]]]
 """A call that is ready: the pool's driver, the program, and the call's way, to be driven."""
 
 

@@ -1,13 +1,7 @@
 """The data path: a call from checkout to checkin, and Lease / AsyncLease, which hold a slot for several runs.
 
 The way of a call is written once, as generators that yield what they have to wait for; Pool drives them by blocking,
-AsyncPool by awaiting. A wait is (kind, what, deadline), answered True (it came) or False (the deadline did):
-
-    (GRANT, lease_id, deadline)     until the lease is granted or refused
-    (READ, pipe, deadline)          until the slot's pipe can be read
-    (WRITE, pipe, deadline)         until it can be read or written
-    (REPORT, worker_id, deadline)   until the worker's exit report is there
-    (HOOK, call, deadline)          until the user's hook has answered; the answer is its verdict, or LATE
+AsyncPool by awaiting (steps.py).
 
 Rules:
     1. The lease id is drawn and `try` entered before Checkout; `finally` cancels whatever is not closed. So an
@@ -22,39 +16,31 @@ Rules:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
 from functools import partial
-from traceback import format_exc
-from typing import Any, Final, Literal, TypeVar
 
-from dspool.errors import CallTimeout, CheckoutSkipped, PoolClosed, PoolError, ProtocolError, QueueTimeout, WorkerLost
+from dspool.errors import CallTimeout, CheckoutSkipped, PoolError, ProtocolError, WorkerLost
 from dspool.options import PoolOptions
+from dspool.pool.call_errors import (
+    IN_A_LEASE,
+    NOT_SENT_AGAIN,
+    gist,
+    lease_over,
+    lost,
+    queue_timeout,
+    timed_out,
+    tried,
+)
+from dspool.pool.check_hook import ask_hook
 from dspool.pool.core import commands as c, refusals
 from dspool.pool.core.records import Lease as LeaseRecord
-from dspool.pool.core.states import LeaseState, PoolState
+from dspool.pool.core.states import LeaseState
 from dspool.pool.driver import Driver
 from dspool.pool.programs import Program
 from dspool.pool.slot_pipe import PipeEnded, SlotPipe
+from dspool.pool.steps import GRANT, READ, WRITE, Steps
 from dspool.protocol.messages import CreateArgs, Response
 from dspool.protocol.requests import encode_request
-from dspool.signals import let_through
-from dspool.types import CheckoutRequest, ExitReport, Keep, Remove, Skip, Verdict
-
-GRANT: Final = "grant"
-READ: Final = "read"
-WRITE: Final = "write"
-REPORT: Final = "report"
-HOOK: Final = "hook"
-LATE: Final = object()
-"""What HOOK is answered where the deadline came before a verdict. Only who waited knows: uvloop's clock counts whole
-milliseconds, so a wait of it may end before the deadline that we read."""
-Wait = tuple[Literal["grant", "read", "write", "report", "hook"], Any, float]
-T = TypeVar("T")
-Steps = Generator[Wait, Any, T]
-
-REPORT_WAIT_S = 0.5
-"""How long a caller whose worker was lost waits to be told why."""
-_OVER = (PoolState.CLOSING, PoolState.CLOSED)
+from dspool.types import Keep, Remove, Verdict
 
 
 class DeadlinePassed(Exception):
@@ -80,7 +66,7 @@ def acquire(driver: Driver, lease: LeaseRecord) -> Steps[SlotPipe]:
     while True:
         while lease.state is LeaseState.QUEUED:
             if not (yield (GRANT, lease_id, lease.deadline)) and lease.state is LeaseState.QUEUED:
-                raise _queue_timeout(driver, lease)
+                raise queue_timeout(driver, lease)
             driver.check_sound()
         if lease.state is LeaseState.CLOSED:  # refused; or past hold_s before we looked, and out of the table
             raise driver.refused(lease) if lease.refusal is not None else lease_over(driver, lease)
@@ -108,9 +94,9 @@ def _suits(driver: Driver, lease: LeaseRecord, pipe: SlotPipe) -> Steps[bool]:
     if lease.state is LeaseState.CHECKING:
         now_or_never = lease.deadline <= lease.granted_at  # and it was now: there is nothing left to be late for
         limit = c.INFINITY if now_or_never else lease.deadline
-        verdict = yield from _ask_hook(driver, lease, limit)
+        verdict = yield from ask_hook(driver, lease, limit)
         if time.monotonic() >= limit:
-            raise _queue_timeout(driver, lease, partial(refusals.hook_late, worker_id))
+            raise queue_timeout(driver, lease, partial(refusals.hook_late, worker_id))
         driver.step(c.CheckoutVerdict(lease_id, verdict))
         return isinstance(verdict, Keep) and lease.is_granted and lease.worker_id == worker_id
     return True
@@ -140,60 +126,6 @@ def interrupt(driver: Driver, record: LeaseRecord) -> None:
     """End a kept lease while it runs a call: its slot owes an answer, so the worker goes. The run frees the pipe."""
     verdict = Remove("its lease was closed in the middle of a call")
     driver.step(c.Checkin(record.lease_id, "none", verdict, "cancelled"))
-
-
-def _ask_hook(driver: Driver, lease: LeaseRecord, limit: float) -> Steps[Verdict]:
-    """The user's check hook, in the caller. Whatever goes wrong in it means REMOVE, with the reason.
-
-    Where it can't be called at all, for want of a thread, nothing is known against the worker: the call alone fails.
-    """
-    check = driver.options.check
-    assert check is not None
-    assert lease.worker_id is not None
-    request = CheckoutRequest(
-        pool=driver.name,
-        lease_id=lease.lease_id,
-        program=lease.program,
-        session=lease.session,
-        require=lease.require,
-        priority=lease.priority,
-        removals=len(lease.removed),
-    )
-    worker = driver.worker_info(lease.worker_id)
-    if worker is None:
-        return Remove("its process is gone")
-    begun = False
-
-    def ask() -> Any:
-        nonlocal begun
-        begun = True
-        return check(worker, request)
-
-    try:
-        verdict = yield (HOOK, ask, limit)
-    except Exception as error:
-        let_through(error)
-        if not begun:
-            if isinstance(error, PoolError):
-                raise
-            raise PoolError(f"pool {driver.name!r} can't call its check hook: {error}") from error
-        said = _read(repr, error)
-        driver.report("hook.failed", hook="check", worker_id=lease.worker_id, error=said, traceback=format_exc())
-        return Remove(f"the check hook raised {type(error).__name__}: {_read(str, error)}")
-    if verdict is LATE:
-        raise _queue_timeout(driver, lease)
-    if isinstance(verdict, Keep) or (isinstance(verdict, (Remove, Skip)) and isinstance(verdict.reason, str)):
-        return verdict
-    return Remove(f"the check hook returned {_read(repr, verdict):.80} instead of KEEP, Remove(...) or Skip(...)")
-
-
-def _read(text: Callable[[Any], str], thing: Any) -> str:
-    """str() or repr() of what a hook gave, which is the user's code too."""
-    try:
-        return text(thing)
-    except Exception as error:
-        let_through(error)
-        return f"<a {type(thing).__name__} that can't be shown>"
 
 
 def exchange(
@@ -258,7 +190,7 @@ def call(
                 while response is None:
                     pipe = take(driver, lease) or (yield from acquire(driver, lease))
                     if time.monotonic() >= deadline:  # sent now, it could only cost its worker
-                        raise _queue_timeout(driver, lease, refusals.granted_late)
+                        raise queue_timeout(driver, lease, refusals.granted_late)
                     written = True
                     try:
                         response = yield from exchange(driver, pipe, program, frame, lease_id, deadline)
@@ -272,7 +204,7 @@ def call(
                         pipe.let_go()
                         pipe = None
             except (PipeEnded, ProtocolError, DeadlinePassed) as end:
-                fate = _tried(driver.options.max_retries, tries_left) if idempotent else _NOT_SENT_AGAIN
+                fate = tried(driver.options.max_retries, tries_left) if idempotent else NOT_SENT_AGAIN
                 error = yield from _ended(driver, lease, program, end, fate)
                 closed = True
                 now = time.monotonic()
@@ -286,7 +218,7 @@ def call(
             else:
                 checkin = c.Checkin(lease_id)
                 if not response.success:
-                    checkin.outcome, checkin.error = "failed", _gist(response)
+                    checkin.outcome, checkin.error = "failed", gist(response)
                 driver.step(checkin)
                 closed = True
                 assert lease.worker_id is not None
@@ -339,11 +271,11 @@ def run_in(
         try:
             response = yield from exchange(driver, pipe, program, frame, next(driver.ids), deadline)
         except (PipeEnded, ProtocolError, DeadlinePassed) as end:
-            error = yield from _ended(driver, record, program, end, _IN_A_LEASE)
+            error = yield from _ended(driver, record, program, end, IN_A_LEASE)
             over = False
             raise error from (None if isinstance(end, DeadlinePassed) else end)
         over = False
-        driver.step(c.RunEnded(lease_id, "ok") if response.success else c.RunEnded(lease_id, "failed", _gist(response)))
+        driver.step(c.RunEnded(lease_id, "ok") if response.success else c.RunEnded(lease_id, "failed", gist(response)))
         return response
     finally:
         if over:
@@ -372,96 +304,3 @@ def settle(driver: Driver, worker_id: int, slot: int, lease_id: int) -> Steps[No
     finally:
         pipe.let_go()
     driver.step(c.SlotSettled(worker_id, slot, lease_id))
-
-
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-
-def _gist(response: Response) -> str:
-    """A failed call's error in a line."""
-    info = response.error_info
-    text = response.error or "" if info is None else f"{info.type}: {info.message}" if info.type else info.message
-    return " ".join(text[:500].split())
-
-
-def _queue_timeout(driver: Driver, lease: LeaseRecord, why: Callable[[float], c.Refusal] | None = None) -> QueueTimeout:
-    """Give the place in the queue up, or the worker that came too late, and say so. `why`: of a worker that came."""
-    core, waited_s = driver.core, time.monotonic() - lease.created_at
-    if why is not None:
-        refusal = why(waited_s)
-    else:
-        refusal = refusals.late(waited_s, core.queue.count, core.groups.values(), paused=core.paused)
-    driver.step(c.Cancel(lease.lease_id, written=False, why="timeout"))
-    return QueueTimeout(f"pool {driver.name!r} {refusal.message}")
-
-
-_NOT_SENT_AGAIN = "The call may have run and was not sent again; pass idempotent=True where sending it again is safe"
-_IN_A_LEASE = "The call may have run, and the lease is over with its worker; check out again"
-
-
-def _tried(max_retries: int, tries_left: int) -> str:
-    return (
-        f"The call was tried {max_retries - tries_left + 1} times and may have run each time; "
-        f"max_retries={max_retries} and its deadline allow no more"
-    )
-
-
-def lost(driver: Driver, worker_id: int, program: Program, fate: str) -> Steps[PoolError | WorkerLost]:
-    """The error of a call whose worker died in it."""
-    report = yield from _report(driver, worker_id)
-    if driver.core.state in _OVER:
-        return PoolClosed(
-            f"pool {driver.name!r} was closed while {program.label} ran in worker {worker_id}; it may have run"
-        )
-    dump = "\n" + report.stack_dump if report is not None and report.stack_dump else ""
-    return WorkerLost(
-        f"pool {driver.name!r} lost worker {worker_id} while it ran {program.label}: {describe(report)}. {fate}{dump}",
-        report,
-    )
-
-
-def timed_out(driver: Driver, worker_id: int, program: Program, lease: LeaseRecord) -> Steps[PoolError | CallTimeout]:
-    """The error of a call whose deadline came while it ran."""
-    slots = driver.options.slots
-    report = (yield from _report(driver, worker_id)) if slots == 1 else None
-    began = lease.created_at if lease.run_since == lease.granted_at else lease.run_since  # a kept lease's later run
-    waited_s, ran_s = lease.run_since - began, time.monotonic() - lease.run_since
-    advice = "give it more time with timeout_s"
-    if waited_s > ran_s:
-        advice = "most of that was the wait for a worker: add workers, or bound it with max_waiting or shed_target_s"
-    fate = "was killed and is replaced" if slots == 1 else "keeps its other calls; this one's slot was given up"
-    dump = ""
-    if slots == 1:
-        dump = "\n" + report.stack_dump if report is not None and report.stack_dump else "; there is no stack dump"
-    return CallTimeout(
-        f"pool {driver.name!r}: {program.label} did not end by its deadline: {waited_s + ran_s:.3f} s after the call, "
-        f"{ran_s:.3f} s of them in worker {worker_id}, which {fate}; {advice}{dump}",
-        report,
-    )
-
-
-def lease_over(driver: Driver, record: LeaseRecord) -> PoolError:
-    """The error of using a lease that has ended."""
-    return PoolError(
-        f"pool {driver.name!r}: lease {record.lease_id} of worker {record.worker_id} is over "
-        "(closed, past hold_s, or its worker is gone); check out again"
-    )
-
-
-def _report(driver: Driver, worker_id: int) -> Steps[ExitReport | None]:
-    if worker_id not in driver.reports:
-        yield (REPORT, worker_id, time.monotonic() + REPORT_WAIT_S)
-    return driver.reports.get(worker_id)
-
-
-def describe(report: ExitReport | None) -> str:
-    """An exit report in a sentence."""
-    if report is None:
-        return "how it ended is not known yet"
-    how = report.signal or (f"exit code {report.exit_code}" if report.exit_code is not None else "status unknown")
-    text = f"{report.reason} ({how}), pid {report.pid}, {report.age_s:.1f} s old, in its call number {report.calls}"
-    if report.detail and report.detail not in (how, f"killed by {how}"):
-        text += f"; {report.detail}"
-    if report.output_tail:
-        text += f"; its last output: {report.output_tail[-500:]!r}"
-    return text

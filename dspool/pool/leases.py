@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from dspool.errors import OptionsError, PoolError
 from dspool.pool import lease as path
+from dspool.pool.call_errors import lease_over
 from dspool.pool.core import commands as c
 from dspool.pool.core.records import Lease as Record
 from dspool.pool.core.states import LeaseState
 from dspool.pool.driver import Driver
 from dspool.pool.front import PoolFront, Timeout
 from dspool.pool.interrupts import guarded
-from dspool.pool.lease import Steps
 from dspool.pool.polling import drive
 from dspool.pool.programs import Program
 from dspool.pool.slot_pipe import SlotPipe
+from dspool.pool.steps import Steps
 from dspool.protocol.messages import Response
 from dspool.types import KEEP, Remove, Verdict, WorkerInfo
 
@@ -88,7 +89,7 @@ class _HeldSlot:
         deadline = front._deadline(timeout_s, time.monotonic())
         frame = front._encode(control, resolved, inputs, lm, self._record.session, timed=deadline != c.INFINITY)
         if self._over or self._record.state is LeaseState.CLOSED:
-            raise path.lease_over(self._driver, self._record)
+            raise lease_over(self._driver, self._record)
         return self._guarded(resolved, frame, deadline)
 
     def _guarded(self, program: Program, frame: bytearray, deadline: float) -> Steps[tuple[Program, Response]]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from dspool.pool.driver import Driver
 from dspool.pool.interrupts import guard
-from dspool.pool.lease import HOOK, READ, REPORT, WRITE, Steps, Wait
+from dspool.pool.steps import HOOK, READ, REPORT, WRITE, Steps, Wait
 
 T = TypeVar("T")
 _MAX_POLL_MS = 60_000

@@ -22,8 +22,8 @@ import anyio.to_thread
 
 from dspool.errors import PoolError
 from dspool.pool.driver import Driver
-from dspool.pool.lease import GRANT, HOOK, LATE, READ, REPORT, WRITE, Steps, Wait
 from dspool.pool.slot_pipe import SlotPipe
+from dspool.pool.steps import GRANT, HOOK, LATE, READ, REPORT, WRITE, Steps, Wait
 from dspool.pool.threads import start_thread
 
 T = TypeVar("T")

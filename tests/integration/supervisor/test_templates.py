@@ -21,9 +21,10 @@ import pytest
 from dspool.errors import ProtocolError
 from dspool.protocol.records import Exited, Fork, Forked, Prepare, Prepared, Record, Refused, send_record
 from dspool.supervisor import forked, life
+from dspool.supervisor.forked_child import AskedFork
 from dspool.supervisor.launch import LaunchRequest
 from dspool.supervisor.life import WorkerProcess
-from dspool.supervisor.template import Template, TemplateGone, _Asked
+from dspool.supervisor.template import Template, TemplateGone
 from dspool.supervisor.templates import TemplateLauncher
 from tests.integration.supervisor.conftest import open_fds
 from tests.integration.supervisor.harness import PATIENCE_S, ROOT, Lab, Recorder, dead, lab, one_backend
@@ -311,7 +312,7 @@ async def test_a_template_that_lies_is_not_believed_and_leaves_no_descriptor(nam
     with ours, theirs:
         ours.setblocking(False)
         template._control = ours
-        template._asked[1] = _Asked(1)
+        template._asked[1] = AskedFork(1)
         before = open_fds()
         send_record(theirs, record, [0] * count)
         with pytest.raises(ProtocolError):
@@ -330,7 +331,7 @@ async def test_a_template_that_is_dead_stays_dead_whatever_it_said_last() -> Non
 
 @one_backend
 async def test_an_answer_that_comes_as_the_wait_for_it_ends_is_an_answer() -> None:
-    template, asked = never_started(start_timeout_s=0.0), _Asked(1)
+    template, asked = never_started(start_timeout_s=0.0), AskedFork(1)
     asked.resolve(BlockingIOError())
     await template._answered(asked)
     assert not template._unreachable

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from dspool.options import PoolOptions
+from dspool.pool.call_errors import describe, timed_out
 from dspool.pool.core.records import Lease
 from dspool.pool.driver import Driver
-from dspool.pool.lease import describe, timed_out
 from dspool.types import ExitReport
 
 pytestmark = pytest.mark.unit

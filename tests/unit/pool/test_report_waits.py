@@ -12,8 +12,8 @@ import pytest
 
 from dspool.options import PoolOptions
 from dspool.pool.driver import Driver
-from dspool.pool.lease import REPORT, Steps
 from dspool.pool.polling import drive
+from dspool.pool.steps import REPORT, Steps
 from dspool.pool.waits import ThreadWaits, drive_async
 from dspool.types import ExitReport
 
