@@ -475,22 +475,6 @@ def test_a_map_that_gets_no_thread_says_so_and_the_pool_goes_on(
     assert list(pool.map(echo, [{"n": 1}])) == [{"n": 1}]
 
 
-def test_a_check_hook_that_gets_no_thread_costs_no_worker(
-    make_async_pool: MakeAsyncPool, refuse: Callable[[str], None]
-) -> None:
-    async def main() -> None:
-        async with make_async_pool(workers=1, launcher=fakes(), check=lambda worker, request: dspool.KEEP) as pool:
-            refuse("dspool-check")
-            with pytest.raises(dspool.PoolError, match=r"can't ask its check hook: .* gets no thread from the system"):
-                await pool.run(echo, {})
-            refuse("")
-            assert await pool.run(echo, {"value": 1}) == {"value": 1}
-            stats = await pool.stats()
-            assert (stats.exits, stats.removals, stats.leased) == ({}, 0, 0)
-
-    asyncio.run(main())
-
-
 def test_events_wait_for_a_thread_that_the_system_refuses(make_pool: MakePool, refuse: Callable[[str], None]) -> None:
     seen: list[str] = []
     refuse("dspool-events")
