@@ -20,6 +20,8 @@ from dspool.types import ExitReport
 
 REPORT_WAIT_S = 0.5
 """How long a caller whose worker was lost waits to be told why."""
+NOT_SENT_AGAIN = "The call may have run and was not sent again; pass idempotent=True where sending it again is safe"
+IN_A_LEASE = "The call may have run, and the lease is over with its worker; check out again"
 _OVER = (PoolState.CLOSING, PoolState.CLOSED)
 
 
@@ -41,11 +43,8 @@ def queue_timeout(driver: Driver, lease: LeaseRecord, why: Callable[[float], c.R
     return QueueTimeout(f"pool {driver.name!r} {refusal.message}")
 
 
-NOT_SENT_AGAIN = "The call may have run and was not sent again; pass idempotent=True where sending it again is safe"
-IN_A_LEASE = "The call may have run, and the lease is over with its worker; check out again"
-
-
 def tried(max_retries: int, tries_left: int) -> str:
+    """What became of an idempotent call, for lost(): how often it was sent."""
     return (
         f"The call was tried {max_retries - tries_left + 1} times and may have run each time; "
         f"max_retries={max_retries} and its deadline allow no more"
@@ -53,7 +52,7 @@ def tried(max_retries: int, tries_left: int) -> str:
 
 
 def lost(driver: Driver, worker_id: int, program: Program, fate: str) -> Steps[PoolError | WorkerLost]:
-    """The error of a call whose worker died in it."""
+    """The error of a call whose worker died in it. `fate`: what becomes of the call, in a sentence without its stop."""
     report = yield from _report(driver, worker_id)
     if driver.core.state in _OVER:
         return PoolClosed(

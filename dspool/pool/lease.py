@@ -16,7 +16,6 @@ Rules:
 from __future__ import annotations
 
 import time
-from functools import partial
 
 from dspool.errors import CallTimeout, CheckoutSkipped, PoolError, ProtocolError, WorkerLost
 from dspool.options import PoolOptions
@@ -95,8 +94,6 @@ def _suits(driver: Driver, lease: LeaseRecord, pipe: SlotPipe) -> Steps[bool]:
         now_or_never = lease.deadline <= lease.granted_at  # and it was now: there is nothing left to be late for
         limit = c.INFINITY if now_or_never else lease.deadline
         verdict = yield from ask_hook(driver, lease, limit)
-        if time.monotonic() >= limit:
-            raise queue_timeout(driver, lease, partial(refusals.hook_late, worker_id))
         driver.step(c.CheckoutVerdict(lease_id, verdict))
         return isinstance(verdict, Keep) and lease.is_granted and lease.worker_id == worker_id
     return True

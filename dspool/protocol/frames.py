@@ -31,6 +31,8 @@ KEPT = 256 * 1024
 
 SPARE = 4
 """A buffer that was given back is used for what needs at least so small a part of it."""
+LARGEST_SPARE = HEADER_BYTES + DEFAULT_MAX_FRAME_BYTES
+"""A longer one is not kept: where `max_frame_bytes` is 4 GB, one such frame must not cost as much for good."""
 
 _spare: deque[bytearray] = deque(maxlen=1)
 """The buffer given back last, in all of the process: fetching the pages of a large one anew for each call takes as long
@@ -103,7 +105,8 @@ class FrameDecoder:
             if len(self._buffer) > KEPT:
                 large, self._buffer = self._buffer, bytearray(_ROOM)
                 self._view = memoryview(self._buffer)
-                _spare.append(large)  # last: whatever ends this before, no buffer has two users
+                if len(large) <= LARGEST_SPARE:
+                    _spare.append(large)  # last: whatever ends this before, no buffer has two users
             return self._view
         free = len(self._buffer) - self._end
         if free < _LITTLE and free < max(1, self._needed - held):

@@ -248,7 +248,7 @@ def test_no_call_runs_where_the_wait_for_its_hook_ended_before_the_deadline(
         async with make_async_pool(workers=1, launcher=fakes(), check=check) as pool:
             with monkeypatch.context() as early:
                 early.setattr("dspool.pool.waits._left", lambda deadline: 0.02)
-                with pytest.raises(dspool.QueueTimeout):
+                with pytest.raises(dspool.QueueTimeout, match="the check hook still looked at it"):
                     await pool.run(echo, {}, timeout_s=DEADLINE_S)
             stats = await pool.stats()
             assert (stats.queue_timeouts, stats.calls_ok, stats.leased, stats.exits) == (1, 0, 0, {})

@@ -184,6 +184,14 @@ def test_a_buffer_several_times_too_large_is_not_used_for_a_smaller_frame() -> N
     assert room_of(second) == 1_000_000 + HEADER_BYTES
 
 
+def test_a_buffer_that_is_too_large_to_be_kept_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "LARGEST_SPARE", 1_000_000)
+    decoder = FrameDecoder()
+    receive(decoder, bytes(encode_frame(bytes(1_000_000))))
+    decoder.give_back()
+    assert not frames._spare
+
+
 def test_nothing_is_given_back_while_another_frame_has_begun() -> None:
     decoder = FrameDecoder()
     large = bytes(1_000_000)
