@@ -133,9 +133,11 @@ def error_tree() -> str:
     classes = [cls for cls in vars(errors).values() if inspect.isclass(cls) and issubclass(cls, errors.DspoolError)]
     for cls in classes:
         value = getattr(cls, "retryable", None)
-        if value is not None:
+        if "retryable" in inspect.signature(cls.__init__).parameters:
+            parts.append(f"| `{cls.__name__}` | its attribute `retryable` says |")
+        elif value is not None:
             parts.append(f"| `{cls.__name__}` | {'yes' if value else 'no'} |")
-    parts.append("| `ProgramError` | its attribute `retryable` says |\n")
+    parts.append("")
     for cls in classes:
         bases = " and a ".join(f"`{base.__name__}`" for base in cls.__bases__ if base is not Exception)
         parts += [f"## {cls.__name__}\n", *([f"Is a {bases}.\n"] if bases else []), _prose(cls.__doc__)]

@@ -292,7 +292,7 @@ class Driver:
         if refusal.code == "PoolBroken":
             return PoolBroken(text, refusal.reports)
         if refusal.code == "CheckoutSkipped":
-            return errors.CheckoutSkipped(text, refusal.reasons)
+            return errors.CheckoutSkipped(text, refusal.reasons, retryable=refusal.retryable)
         if refusal.code == "ProgramQuarantined":
             return errors.ProgramQuarantined(text, refusal.retry_after_s)
         error: PoolError = getattr(errors, refusal.code)(text)

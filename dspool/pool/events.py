@@ -87,8 +87,16 @@ EVENTS: dict[str, EventKind] = {
     "pool.start_method": _kind(
         "warning", "start_method reason", "Workers are started in another way than the one that was asked for."
     ),
+    "template.lost": _kind(
+        "warning",
+        "pid how workers",
+        "A process that workers are forked from died. It harms no worker that was forked, but the exit status of those "
+        "will be unknown, so that they are replaced one by one; the next start makes a new one.",
+    ),
     "pool.template_kept": _kind(
-        "warning", "detail traceback", "A new template could not be made for reload(): the old one is kept."
+        "warning",
+        "detail traceback",
+        "A new template could not be made for reload(): the old one is kept. `traceback` says where it failed or hung.",
     ),
     # programs and calls
     "program.quarantined": _kind(

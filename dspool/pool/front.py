@@ -48,6 +48,7 @@ _RUN_DEFAULTS: dict[str, Any] = {
 RUN_ARGUMENTS = tuple(_RUN_DEFAULTS)
 MAP_ARGUMENTS = ("concurrency", "ordered", "with_index", "return_exceptions", "progress")
 """map()'s own, beside those of run()."""
+LEASE_RUN_ARGUMENTS = ("timeout_s", "lm")
 CHECKOUT_ARGUMENTS = ("program", "session", "affinity", "timeout_s", "hold_s", "priority", "require")
 
 Prepared = tuple[Driver, Program, Steps[tuple[Response, int]]]
@@ -237,11 +238,14 @@ class PoolFront:
             raise OptionsError("hold_s must be a number of seconds over 0, or None; it is 0")
         return control.driver, checkout, warm
 
-    def _program_id(self, program: Any) -> str:
-        """The id of a program, or an id as it stands in an error."""
-        if isinstance(program, str) and program in self._driver.core.quarantine.records:
-            return program
-        return self._opened.programs.resolve(program).program_id
+    def _release(self, program: Any) -> bool:
+        control = self._opened
+        quarantine = control.driver.core.quarantine
+        if not (isinstance(program, str) and (program in quarantine.records or control.programs.knows(program))):
+            program = control.programs.resolve(program).program_id
+        held = quarantine.holds(program)
+        control.driver.order(c.Release(program))
+        return held
 
     def _deadline(self, timeout_s: Timeout, now: float) -> float:
         if timeout_s is ...:

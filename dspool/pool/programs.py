@@ -173,6 +173,10 @@ class ProgramStore:
                 )
             return self._register(program_id, definition, datetime.now(UTC))
 
+    def knows(self, program_id: str) -> bool:
+        """Whether it is the id of a program that this pool was given, and hasn't forgotten for others."""
+        return program_id in self._programs
+
     def names(self) -> list[str]:
         """The registered names, oldest first."""
         return list(self._names)

@@ -38,7 +38,7 @@ from dspool.options import PoolOptions, WorkerGroup
 from dspool.protocol.limits import DUMP_SIGNAL
 from dspool.protocol.messages import BootConfig
 from dspool.supervisor import boot, health
-from dspool.supervisor.boot import BootFailure
+from dspool.supervisor.boot import BootFailure, LaunchFailed
 from dspool.supervisor.control import ControlPipe, Question
 from dspool.supervisor.exits import Ending, Order, build_report, fitting_order
 from dspool.supervisor.faults import faults_logged, log_fault
@@ -151,6 +151,8 @@ class WorkerProcess:
                 launched = await self._launch(launcher)
                 if launched:
                     await self._attend(config)
+            except LaunchFailed as error:
+                self._boot_failure = error.failure
             except DspoolError as error:
                 trace = error.remote_traceback if isinstance(error, WorkerStartError) else None
                 self._boot_failure = BootFailure(str(error), trace or "")
