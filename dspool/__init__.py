@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from dspool.pool.leases import AsyncLease as AsyncLease, Lease as Lease
     from dspool.types import (
         KEEP as KEEP,
+        AnswerFigures as AnswerFigures,
         CheckoutRequest as CheckoutRequest,
         ExitReport as ExitReport,
+        HealthChange as HealthChange,
         Keep as Keep,
         PoolHealth as PoolHealth,
         PoolStats as PoolStats,
@@ -74,7 +76,8 @@ _NAMES = {
         AsyncLease Lease
     """,
     "dspool.types": """
-        KEEP CheckoutRequest ExitReport Keep PoolHealth PoolStats Remove Skip Verdict WorkerInfo
+        KEEP AnswerFigures CheckoutRequest ExitReport HealthChange Keep PoolHealth PoolStats Remove Skip Verdict
+        WorkerInfo
     """,
 }
 _HOME_OF = {name: home for home, names in _NAMES.items() for name in names.split()}
