@@ -258,7 +258,7 @@ def api() -> str:
         "names, arguments, values and errors, awaited. [Options](options.md) and [errors](errors.md) have pages of",
         "their own.\n",
     ]
-    for cls in (dspool.Pool, dspool.AsyncPool, dspool.Lease, dspool.AsyncLease):
+    for cls in (dspool.Pool, dspool.AsyncPool, dspool.Lease, dspool.AsyncLease, dspool.Executor):
         parts += [f"## {cls.__name__}\n", _prose(cls.__doc__)]
         for name, member in public_members(cls).items():
             parts += [_signature(cls, name, member), _prose(_callable(member).__doc__)]

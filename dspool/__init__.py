@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from dspool.options import PoolOptions as PoolOptions, WorkerGroup as WorkerGroup
     from dspool.pool.aio import AsyncPool as AsyncPool
     from dspool.pool.blocking import Pool as Pool
+    from dspool.pool.executor import Executor as Executor
+    from dspool.pool.executor_calls import ExecutorBroken as ExecutorBroken
     from dspool.pool.leases import AsyncLease as AsyncLease, Lease as Lease
     from dspool.types import (
         KEEP as KEEP,
@@ -71,6 +73,12 @@ _NAMES = {
     """,
     "dspool.pool.blocking": """
         Pool
+    """,
+    "dspool.pool.executor": """
+        Executor
+    """,
+    "dspool.pool.executor_calls": """
+        ExecutorBroken
     """,
     "dspool.pool.leases": """
         AsyncLease Lease
