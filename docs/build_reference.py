@@ -25,7 +25,17 @@ from dspool.cli.commands import dspool as commands
 from dspool.cli.exits import EXIT_CODES
 from dspool.options import RANGES, PoolOptions, WorkerGroup
 from dspool.pool.events import EVENTS, QUEUE_LENGTH
-from dspool.types import CheckoutRequest, ExitReport, PoolHealth, PoolStats, Remove, Skip, WorkerInfo
+from dspool.types import (
+    AnswerFigures,
+    CheckoutRequest,
+    ExitReport,
+    HealthChange,
+    PoolHealth,
+    PoolStats,
+    Remove,
+    Skip,
+    WorkerInfo,
+)
 
 FOLDER = Path(__file__).parent / "reference"
 MADE_BY = "<!-- Made by docs/build_reference.py from the code: change that, not this page. -->\n"
@@ -250,12 +260,13 @@ def api() -> str:
         "names, arguments, values and errors, awaited. [Options](options.md) and [errors](errors.md) have pages of",
         "their own.\n",
     ]
-    for cls in (dspool.Pool, dspool.AsyncPool, dspool.Lease, dspool.AsyncLease):
+    for cls in (dspool.Pool, dspool.AsyncPool, dspool.Lease, dspool.AsyncLease, dspool.Executor):
         parts += [f"## {cls.__name__}\n", _prose(cls.__doc__)]
         for name, member in public_members(cls).items():
             parts += [_signature(cls, name, member), _prose(_callable(member).__doc__)]
     parts.append("## Structs\n\nFrozen; what a method returned doesn't change afterwards.\n")
-    for struct in (WorkerInfo, PoolStats, PoolHealth, ExitReport, CheckoutRequest, Remove, Skip):
+    shown = (WorkerInfo, PoolStats, PoolHealth, HealthChange, AnswerFigures, ExitReport, CheckoutRequest, Remove, Skip)
+    for struct in shown:
         fields = [f"{name}: {kind}" for name, kind in struct.__annotations__.items()]
         parts += [f"### {struct.__name__}\n", _prose(struct.__doc__), "```python", *fields, "```\n"]
     parts.append("`dspool.KEEP` is the third verdict of a `check` hook, beside `Remove(reason)` and `Skip(reason)`.\n")

@@ -435,7 +435,7 @@ class Pool(PoolFront):
         return self._stats()
 
     def health(self) -> PoolHealth:
-        """Ready workers against the target."""
+        """Whether the pool can do its work, since when, and how it was before; readable after close() too."""
         return self._health()
 
     def workers(self) -> list[WorkerInfo]:

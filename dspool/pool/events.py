@@ -57,8 +57,10 @@ EVENTS: dict[str, EventKind] = {
     # the pool
     "pool.health": _kind(
         "info",
-        "status before ready target",
-        "The pool is healthy, degraded or unhealthy, and was not before. It begins unhealthy, or healthy where lazy.",
+        "status before ready target reason unsaid",
+        "The pool is healthy, degraded or unhealthy, and was not before. It begins unhealthy, or healthy where lazy. "
+        "Of changes that follow one another closely five are told at once, then one a second, of what has come of them "
+        "by then; `unsaid` is how many in between were not told.",
     ),
     "pool.breaker_opened": _kind(
         "warning",

@@ -171,6 +171,14 @@ def _too_large(info: ErrorInfo) -> str:
     return f"ran, but {info.message}. Let it return less, or raise max_frame_bytes"
 
 
+def _not_plain(info: ErrorInfo) -> str:
+    return f"ran, but {info.message}"
+
+
+def _call_not_loaded(info: ErrorInfo) -> str:
+    return f"was not called: the call can't be unpickled in the worker: {info.message}"
+
+
 _SAYINGS: dict[str, Callable[[ErrorInfo], str]] = {
     "invalid_args": _invalid_args,
     "lm_error": _lm_error,
@@ -178,4 +186,6 @@ _SAYINGS: dict[str, Callable[[ErrorInfo], str]] = {
     "load_error": _load_error,
     "encode_error": _encode_error,
     "result_too_large": _too_large,
+    "not_plain": _not_plain,
+    "call_not_loaded": _call_not_loaded,
 }

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from dspool.protocol.messages import ErrorInfo, LMSpec
+from dspool.protocol.submitted import PICKLE
 from dspool.worker.deadlines import finite_seconds
 
 MAX_TRACEBACK_BYTES = 64 * 1024
@@ -113,6 +114,8 @@ def describe(error: BaseException, code: str, secrets: Secrets) -> ErrorInfo:
             with contextlib.suppress(Exception):  # a subclass may have turned any attribute into anything
                 describe_further(error, info)
     info.details = {name: _clean_detail(value, secrets) for name, value in info.details.items()}
+    if isinstance(data := error.__dict__.get(PICKLE), bytes):  # an Executor's, whose owner asked for it
+        info.details["pickle"] = data
     return info
 
 

@@ -139,8 +139,7 @@ class Endings(Dispatch):
         counters, took = self.counters, self._now - lease.run_since
         if outcome == "ok":
             counters.calls_ok += 1
-            self.outcomes.recent.append(True)
-            self.outcomes.consecutive_failures = 0
+            self.outcomes.calls.ok(took, self._now)
         else:
             counters.calls_failed += 1
             self._call_failed(lease, error or "it failed")

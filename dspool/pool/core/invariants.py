@@ -43,11 +43,25 @@ def check(core: PoolCore) -> None:
     _check_sessions(core)
     _check_bounds(core)
     _check_timers(core)
-    if core.state not in _OVER:
-        status, _, _ = health.judge(core.groups.values(), lazy=core.options.lazy)
-        assert core.health == status, f"the pool is {status} and was told to be {core.health}"
+    _check_health(core)
     if core.state is PoolState.CLOSED:
         assert not core.workers, "a closed pool has workers"
+
+
+def _check_health(core: PoolCore) -> None:
+    history = core.history
+    if history.began_at is not None:
+        passed_s, spent_s = core.now - history.began_at, sum(history.spent(core.now).values())
+        ended = history.ended_at is not None
+        assert ended or abs(passed_s - spent_s) < 1e-6 * (1 + passed_s), f"{passed_s:g} s passed, {spent_s:g} s count"
+    if core.state in _OVER:
+        assert history.ended_at is not None, "a closing pool's clock runs on"
+        assert not core.timers.armed("health"), "a closing pool has something to tell of its health"
+        return
+    status = health.judge(core.groups.values(), lazy=core.options.lazy).status
+    assert history.status == status, f"the pool is {status} and its history says {history.status}"
+    armed, untold = core.timers.armed("health"), history.told != status
+    assert armed == untold, f"the pool is {status}, told to be {history.told}, and will {'' if armed else 'not '}say so"
 
 
 def _said(row: Worker | Lease) -> str:

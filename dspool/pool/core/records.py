@@ -166,7 +166,12 @@ class Worker(msgspec.Struct):
     counted: bool = True
     """Whether it counts in its group while it is stopping."""
     probing: bool = False
+    probed_at: float = 0.0
     missed_pings: int = 0
+    pinged_at: float | None = None
+    """When it last answered a ping."""
+    ping_s: float | None = None
+    """How long that took."""
     rss_bytes: int | None = None
     warm_rss_bytes: int | None = None
     """The first sample after its first answered call."""

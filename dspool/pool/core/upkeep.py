@@ -193,6 +193,7 @@ class Upkeep(Fleet):
     def _probe(self, worker: Worker) -> None:
         if not worker.probing:
             worker.probing = True
+            worker.probed_at = self._now
             self._emit(c.Probe(worker.worker_id))
 
     def _on_probe_answered(self, command: c.ProbeAnswered) -> None:
@@ -204,6 +205,8 @@ class Upkeep(Fleet):
             return
         if command.ok:
             worker.missed_pings = 0
+            worker.pinged_at, worker.ping_s = self._now, self._now - worker.probed_at
+            self.pings.ok(worker.ping_s, self._now)
             self._proved_good(worker)
         elif worker.leased:
             worker.missed_pings = 0  # a busy worker is judged by its calls' deadlines
@@ -214,6 +217,7 @@ class Upkeep(Fleet):
 
     def _missed_ping(self, worker: Worker) -> None:
         worker.missed_pings += 1
+        self.pings.failed(self._now)
         if worker.missed_pings >= self.options.ping_failures:
             detail = f"{worker.missed_pings} pings in a row unanswered, {self.options.ping_timeout_s:g} s each"
             self._remove(worker, "hung", detail, dump=True)
