@@ -200,6 +200,14 @@ class Runtime:
         self._per_call = defaults
         warm_price_table()
 
+    def configure_lm(self, spec: LMSpec) -> None:
+        """Make an LM the default of all calls that begin from now on; those under way keep theirs.
+
+        Raises:
+            Exception: what dspy.LM raises for such arguments; the default is then what it was.
+        """
+        self._per_call = {**self._per_call, "lm": self.lm(spec)}
+
     def context(
         self, lm: Any, deadline: float | None, tracker: UsageTracker
     ) -> contextlib.AbstractContextManager[None]:
