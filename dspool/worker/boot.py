@@ -39,7 +39,7 @@ from dspool.protocol.messages import (
 )
 from dspool.worker.calls import Calls, Slot
 from dspool.worker.control import Control, dspy_version
-from dspool.worker.ending import EXIT_SOFTWARE, force_exit_later, leave
+from dspool.worker.ending import exit_after_fault, force_exit_later, leave
 from dspool.worker.failures import Secrets, describe
 from dspool.worker.loop import Pipe, serve
 from dspool.worker.main_thread import MainThread
@@ -218,13 +218,7 @@ class Worker:
                 work()
             except BaseException:
                 # Without this thread the worker would look healthy and never answer.
-                import traceback
-
-                try:
-                    traceback.print_exc()
-                    flush_stdio()
-                finally:
-                    os._exit(EXIT_SOFTWARE)
+                exit_after_fault()
 
         threading.Thread(target=work_or_exit, name=name, daemon=True).start()
 

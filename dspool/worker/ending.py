@@ -41,3 +41,14 @@ def force_exit_later(code: int = 0) -> None:
         os._exit(code)
 
     threading.Thread(target=force_exit, name="exit", daemon=True).start()
+
+
+def exit_after_fault() -> NoReturn:
+    """Exit at once, with the traceback of the exception that is being handled: a fault in the worker's own code."""
+    import traceback
+
+    try:
+        traceback.print_exc()
+        flush_stdio()
+    finally:
+        os._exit(EXIT_SOFTWARE)

@@ -108,8 +108,9 @@ def _epilog() -> str:
     for command in COMMANDS:
         names = ", ".join(argument.name + ("?" if argument.optional else "") for argument in command.args)
         lines.append(f"  {command.name:<24}{names}")
-    lines += ["", "exit codes:", *(f"  {code:<5} {text}" for code, text in EXITS.items())]
-    wrapped = (textwrap.fill(line, _WIDTH, subsequent_indent=" " * 26) for line in lines)
+    exits = ["", "exit codes:", *(f"  {code:<4}{text}" for code, text in EXITS.items())]
+    wrapped = [textwrap.fill(line, _WIDTH, subsequent_indent=" " * 26) for line in lines]
+    wrapped += [textwrap.fill(line, _WIDTH, subsequent_indent=" " * 6) for line in exits]
     return "\n".join(wrapped) + "\n" + _EXAMPLE
 
 

@@ -29,7 +29,7 @@ from dspool.worker.bridge.commands import Commands
 from dspool.worker.bridge.frame_log import FrameLog, LoggedPipe
 from dspool.worker.bridge.options import BridgeOptions
 from dspool.worker.bridge.reference import EXIT_IO_ERROR, EXIT_USAGE
-from dspool.worker.ending import EXIT_SOFTWARE, force_exit_later, leave
+from dspool.worker.ending import exit_after_fault, force_exit_later, leave
 from dspool.worker.failures import Secrets
 from dspool.worker.lifeline import reset_signals
 from dspool.worker.loop import Pipe, serve
@@ -132,13 +132,7 @@ def _serve(framed: Pipe, commands: Commands, pipe: FramePipe) -> NoReturn:
     except OSError as error:
         pipe.failure = error
     except BaseException:
-        import traceback
-
-        try:
-            traceback.print_exc()
-            flush_stdio()
-        finally:
-            os._exit(EXIT_SOFTWARE)
+        exit_after_fault()
     if os.getpid() != pid:  # a program forked, and its child came back here
         os._exit(0)
     if pipe.failure is not None:

@@ -207,7 +207,7 @@ CODES: dict[str, str] = {
 
 EXITS: dict[int, str] = {
     0: "after shutdown, when stdin has ended, and when nobody reads stdout any more",
-    EXIT_USAGE: "wrong options, or stdin is no pipe; the reason is on stderr",
+    EXIT_USAGE: "wrong options, or stdin is closed or a terminal; the reason is on stderr",
     EXIT_SOFTWARE: "a fault in the bridge itself; its traceback is on stderr",
     EXIT_IO_ERROR: "stdin or stdout failed in another way than by ending",
     EXIT_BROKEN_FRAME: "a broken frame: a length over the cap, or an end in the middle; one line on stderr says which",

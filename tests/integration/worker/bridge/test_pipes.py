@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import stat
 import struct
 import subprocess
@@ -165,6 +166,19 @@ def test_pipes_that_do_not_block_are_made_to() -> None:
     bridge.stdin.close()
     with open(ours, "rb") as answers:
         assert len(answers.read()) > 2**20
+    assert bridge.wait(PATIENCE_S) == 0
+
+
+def test_one_socket_may_be_stdin_and_stdout() -> None:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(PATIENCE_S)
+    bridge = subprocess.Popen(COMMAND, stdin=theirs, stdout=theirs)
+    theirs.close()
+    with ours, ours.makefile("rb") as answers:
+        for number in range(3):
+            ours.sendall(framed({"id": number, "command": "ping", "args": {}}))
+            (length,) = struct.unpack(">I", answers.read(4))
+            assert json.loads(answers.read(length))["id"] == number
     assert bridge.wait(PATIENCE_S) == 0
 
 
