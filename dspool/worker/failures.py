@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from dspool.protocol.messages import ErrorInfo
-from dspool.protocol.secrets import MASK as MASK, Secrets as Secrets
+from dspool.protocol.secrets import Secrets
 from dspool.protocol.submitted import PICKLE
 from dspool.worker.deadlines import pause_asked
 

@@ -218,3 +218,8 @@ class ProgramTable:
             self._loaded.move_to_end(program_id)
             while len(self._loaded) > self._max_programs:
                 self._loaded.popitem(last=False)
+
+    def remove(self, program_id: str) -> None:
+        """Forget a program; a call of it that runs goes on."""
+        with self._lock:
+            self._loaded.pop(program_id, None)
