@@ -160,9 +160,11 @@ class ImportedProgram(msgspec.Struct, tag="imported", omit_defaults=True):
 
 
 class DefinedProgram(msgspec.Struct, tag="defined", omit_defaults=True):
-    """A definition as the original bridge's create_program takes it."""
+    """A definition as the original bridge's create_program takes it; its LM and a pickled state stand beside it."""
 
     definition: dict[str, Any]
+    lm: LMSpec | None = None
+    state: bytes | None = None
 
 
 ProgramSpec = PickledProgram | SignatureProgram | ImportedProgram | DefinedProgram
