@@ -194,10 +194,10 @@ def test_a_callable_that_uses_dspy_goes_by_the_same_order(
 
 
 def test_a_callables_requests_end_with_its_deadline(make_pool: MakePool, stub: StubLM, form: Form) -> None:
-    with StubLM(faults=["hang"]) as silent:
-        pool = make_pool(workers=1, lm=silent.settings())
-        with pytest.raises(dspool.ProgramError) as caught:  # not CallTimeout: the worker gave up in time, and lives
-            pool.run(asks, ASK, timeout_s=4)
+    with StubLM(faults={"429": 1.0}, retry_after_s=500) as busy:
+        pool = make_pool(workers=1, lm=busy.settings(num_retries=3))
+        with pytest.raises(dspool.ProgramError) as caught:  # not CallTimeout: it knows that it can't wait for so long
+            pool.run(asks, ASK, timeout_s=20)
         assert caught.value.code == "lm_error"
         assert pool.run(asks, ASK, lm=form("call")) == "echo: q"
         assert pool.stats().exits == {}
