@@ -127,6 +127,9 @@ class LMSpec(msgspec.Struct, omit_defaults=True, frozen=True):
     kwargs: dict[str, Any] = {}
     pickled: bytes | None = None
 
+    def __repr__(self) -> str:  # the arguments hold keys
+        return f"LMSpec(digest={self.digest!r}, model={self.model!r}, ...)"
+
 
 class PickledProgram(msgspec.Struct, tag="pickled", omit_defaults=True):
     """A DSPy module or a plain callable, cloudpickled by the manager; LMs stripped, sent by predictor name in `lms`."""
@@ -149,9 +152,11 @@ class ImportedProgram(msgspec.Struct, tag="imported", omit_defaults=True):
 
 
 class DefinedProgram(msgspec.Struct, tag="defined", omit_defaults=True):
-    """A definition as the original bridge's create_program takes it."""
+    """A definition as the original bridge's create_program takes it; its LM and a pickled state stand beside it."""
 
     definition: dict[str, Any]
+    lm: LMSpec | None = None
+    state: bytes | None = None
 
 
 ProgramSpec = PickledProgram | SignatureProgram | ImportedProgram | DefinedProgram

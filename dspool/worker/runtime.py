@@ -5,7 +5,7 @@ and always on the main thread, which dspy.configure then belongs to.
 
 Rules:
     1. What a call may change is set per call with dspy.context, so calls on other slots don't see it.
-    2. Nothing grows: no histories, no traces; LM objects are kept by least recent use.
+    2. Nothing grows: no histories, and a trace ends with its call; LM objects are kept by least recent use.
     3. No request to an LM, retries and their pauses included, is begun that can't end before the call's deadline.
 
 Knows no pipes and no messages but the specs.
@@ -214,10 +214,10 @@ class Runtime:
         """One call's settings.
 
         With a tracker of ours, usage is counted whatever the module returns; DSPy by itself warns on each call whose
-        result is no Prediction.
+        result is no Prediction. A trace there must be: BestOfN and Refine add to it.
         """
         chosen = {} if lm is None else {"lm": lm}
-        settings = {**self._per_call, **chosen, "usage_tracker": tracker, DEADLINE: deadline}
+        settings = {**self._per_call, **chosen, "trace": [], "usage_tracker": tracker, DEADLINE: deadline}
         context: contextlib.AbstractContextManager[None] = dspy.context(**settings)
         return context
 

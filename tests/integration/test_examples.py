@@ -26,6 +26,7 @@ SHOWN = {
         "begins anew: ['likes cake']",
     ],
     "custom_module.py": ["Card ['slot'", "lease\n", "A lease ends when the slot is given back.", "usage: "],
+    "programs_as_data.py": ["slot, lease", "told before any call: ", "ran once; kind chain_of_thought"],
     "map_rows.py": ["3 -> ProgramError", "5 -> WorkerLost", "6 ok, 1 failed, 1 lost, 1 worker replaced"],
 }
 
