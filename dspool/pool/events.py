@@ -97,6 +97,12 @@ EVENTS: dict[str, EventKind] = {
         "Its calls kept ending workers: it is refused for so long. `ends` says how they did.",
     ),
     "program.released": _kind("info", "program", "It may run again: its trial ended well, or release() was called."),
+    "lm.key_missing": _kind(
+        "warning",
+        "model detail",
+        "A pool's, a program's or a call's LM has no key in the workers, as far as can be known. `detail` says which "
+        "variable is not set and where to set it. Said once for each LM, when the pool is opened or the LM first used.",
+    ),
     "lease.expired": _kind("debug", "lease_id worker_id hold_s", "A lease was held for longer than it may be."),
     "hook.late": _kind(
         "warning",

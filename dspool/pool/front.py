@@ -20,7 +20,7 @@ from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
 from dspool.pool.driver import Driver
-from dspool.pool.lm_specs import ambient_lm, lm_spec
+from dspool.pool.lm_specs import ambient_spec, lm_spec
 from dspool.pool.names import Candidate
 from dspool.pool.programs import Program
 from dspool.pool.results import NOT_RUN, load_error, program_error, result_of
@@ -169,9 +169,11 @@ class PoolFront:
         *,
         timed: bool,
     ) -> bytearray:
-        if lm is None and control.lm is None and "dspy" in modules:
-            lm = ambient_lm()
-        spec = None if lm is None else lm_spec(lm)
+        spec = lm_spec(lm) if lm is not None else None
+        if spec is None and control.lm is None and "dspy" in modules:
+            spec = ambient_spec()
+        if spec is not None and spec.digest not in control.lm_keys.seen:
+            control.lm_keys.look(spec)
         try:
             if type(inputs) is not dict:
                 inputs = _as_inputs(inputs)

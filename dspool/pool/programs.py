@@ -47,6 +47,7 @@ from dspool.protocol.frames import HEADER_BYTES, MAX_LENGTH
 from dspool.protocol.messages import (
     CreateArgs,
     ImportedProgram,
+    LMSpec,
     PickledProgram,
     SignatureProgram,
 )
@@ -79,10 +80,12 @@ class ProgramStore:
 
     Args:
         options: the pool's; `name` goes into errors, `max_frame_bytes` bounds a program's size.
+        on_lm: is told of each LM that a program brings along.
     """
 
-    def __init__(self, options: PoolOptions) -> None:
+    def __init__(self, options: PoolOptions, on_lm: Callable[[LMSpec], None] = lambda spec: None) -> None:
         self._pool = options.name
+        self._on_lm = on_lm
         self._max_bytes = options.max_frame_bytes
         self._lock = threading.RLock()
         self._names = Names(options.name)
@@ -298,6 +301,8 @@ class ProgramStore:
         try:
             predictors = [(name, part) for name, part in module.named_predictors() if is_lm(part.lm)]
             lms = {name: lm_spec(part.lm) for name, part in predictors}
+            for lm in lms.values():
+                self._on_lm(lm)
         except Exception as error:
             let_through(error)
             raise EncodeError(f"pool {self._pool!r}: the program {label} can't be sent: {error!s:.500}") from error

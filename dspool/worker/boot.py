@@ -37,10 +37,11 @@ from dspool.protocol.messages import (
     answered,
     refused,
 )
+from dspool.protocol.secrets import Secrets
 from dspool.worker.calls import Calls, Slot
 from dspool.worker.control import Control, dspy_version
 from dspool.worker.ending import exit_after_fault, force_exit_later, leave
-from dspool.worker.failures import Secrets, describe
+from dspool.worker.failures import describe
 from dspool.worker.loop import Pipe, serve
 from dspool.worker.main_thread import MainThread
 from dspool.worker.programs import Loader, ProgramTable
@@ -130,7 +131,7 @@ class Worker:
         set_sys_path(config.sys_path)
         for module in config.preload:
             importlib.import_module(module)
-        loader = Loader(config, self._secrets)
+        loader = Loader(config, self._secrets, self._main_thread)
         if config.lm is not None or config.adapter is not None or "dspy" in sys.modules:
             loader.runtime  # noqa: B018 - asking for it imports and configures DSPy
         programs = ProgramTable(loader.load, config.max_programs)

@@ -59,8 +59,9 @@ from dspool.protocol.records import (
     receive_record,
     send_record,
 )
+from dspool.protocol.secrets import Secrets
 from dspool.worker.boot import Worker, read_config, set_sys_path
-from dspool.worker.failures import Secrets, describe
+from dspool.worker.failures import describe
 from dspool.worker.fork_rules import broken_rule
 from dspool.worker.lifeline import (
     adopt_orphans,

@@ -25,7 +25,7 @@ import msgspec
 
 from dspool.protocol.codec import JSON
 from dspool.protocol.frames import HEADER_BYTES
-from dspool.worker.failures import MASK, Secrets
+from dspool.protocol.secrets import MASK, Secrets
 from dspool.worker.loop import Pipe
 
 MAX_MESSAGE_CHARS = 16 * 1024

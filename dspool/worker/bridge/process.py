@@ -25,12 +25,12 @@ from dspool.errors import ProtocolError
 from dspool.protocol.codec import JSON
 from dspool.protocol.limits import EXIT_BROKEN_FRAME
 from dspool.protocol.messages import BootConfig
+from dspool.protocol.secrets import Secrets
 from dspool.worker.bridge.commands import Commands
 from dspool.worker.bridge.frame_log import FrameLog, LoggedPipe
 from dspool.worker.bridge.options import BridgeOptions
 from dspool.worker.bridge.reference import EXIT_IO_ERROR, EXIT_USAGE
 from dspool.worker.ending import exit_after_fault, force_exit_later, leave
-from dspool.worker.failures import Secrets
 from dspool.worker.lifeline import reset_signals
 from dspool.worker.loop import Pipe, serve
 from dspool.worker.programs import Loader

@@ -11,11 +11,11 @@ import pytest
 
 from dspool.protocol.codec import JSON
 from dspool.protocol.messages import BootConfig, LMSpec, ProgramSpec, Request, Response
+from dspool.protocol.secrets import Secrets
 from dspool.worker.bridge.commands import Commands
 from dspool.worker.bridge.frame_log import masked
 from dspool.worker.bridge.options import BridgeOptions, make_parser, read_options
 from dspool.worker.bridge.reference import CODES, COMMANDS, Command
-from dspool.worker.failures import Secrets
 from dspool.worker.inputs import Inputs
 from dspool.worker.programs import Loader, Outcome, Program
 
