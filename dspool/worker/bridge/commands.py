@@ -29,6 +29,7 @@ from dspool.protocol.messages import (
     answered,
     refused,
 )
+from dspool.protocol.secrets import Secrets
 from dspool.worker import definitions
 from dspool.worker.bridge import lms
 from dspool.worker.bridge.options import BridgeOptions
@@ -38,7 +39,7 @@ from dspool.worker.bridge.sessions import Sessions
 from dspool.worker.bridge.storage import Storage, size_of
 from dspool.worker.calls import Calls
 from dspool.worker.control import dspy_version, memory_usage
-from dspool.worker.failures import Secrets, describe
+from dspool.worker.failures import describe
 from dspool.worker.main_thread import MainThread
 from dspool.worker.programs import Loader, ProgramTable
 
@@ -219,7 +220,7 @@ class Commands:
             self._sessions.check_room(session_id)
         definition = {name: value for name, value in args.items() if name not in not_defining}
         try:
-            definitions.parse(definition)
+            definitions.parse(definition, allow_imports=self._options.allow_imports)
         except definitions.DefinitionError as error:
             raise Refused("invalid_definition", str(error)) from None
         if lm is not None:
@@ -238,7 +239,8 @@ class Commands:
         except Refused:
             raise
         except BaseException as error:
-            raise _refused_with(describe(error, "load_error", self._secrets)) from error
+            code = "invalid_definition" if isinstance(error, definitions.DefinitionError) else "load_error"
+            raise _refused_with(describe(error, code, self._secrets)) from error
         if session_id is not None:
             self._sessions.begin(session_id)
         return {"program_id": program_id, "status": "created"}

@@ -172,7 +172,7 @@ def test_pipes_that_do_not_block_are_made_to() -> None:
 def test_one_socket_may_be_stdin_and_stdout() -> None:
     ours, theirs = socket.socketpair()
     ours.settimeout(PATIENCE_S)
-    bridge = subprocess.Popen(COMMAND, stdin=theirs, stdout=theirs)
+    bridge = subprocess.Popen(COMMAND, stdin=theirs.fileno(), stdout=theirs.fileno())
     theirs.close()
     with ours, ours.makefile("rb") as answers:
         for number in range(3):
