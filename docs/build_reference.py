@@ -374,7 +374,7 @@ def bridge() -> str:
         "| --- | --- |",
     ]
     for action in parser._actions[1:]:
-        value = f" {' or '.join(action.choices)}" if action.choices else f" {action.metavar}"
+        value = f" {' or '.join(action.choices)}" if action.choices else f" {action.metavar or ''}".rstrip()
         parts.append(f"| `{action.option_strings[0]}`{value} | {_escaped(action.help or '')} |")
     parts += ["\n## Commands\n", _BRIDGE_COMMANDS]
     for command in COMMANDS:
@@ -429,7 +429,9 @@ framed stdout it goes nowhere instead. A child that a program forks neither read
 """
 _BRIDGE_COMMANDS = """\
 Any of them may be refused with `invalid_args`, and with the codes of what is no request: `invalid_json`, `missing_id`,
-`invalid_id`, `missing_command`, `invalid_command`, `missing_args`, `unknown_command`.
+`invalid_id`, `missing_command`, `invalid_command`, `missing_args`, `unknown_command`. What a program's definition may
+have beside its signature, the types of fields among it, is in [Definitions](definitions.md); what names code by its
+import path needs `--allow-imports`.
 """
 _BRIDGE_END = """
 SIGTERM ends it at once, in the middle of a call too. SIGINT is ignored: Ctrl-C goes to all of a terminal's foreground
