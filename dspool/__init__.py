@@ -40,10 +40,13 @@ if TYPE_CHECKING:
     from dspool.options import PoolOptions as PoolOptions, WorkerGroup as WorkerGroup
     from dspool.pool.aio import AsyncPool as AsyncPool
     from dspool.pool.blocking import Pool as Pool
+    from dspool.pool.environment import check_environment as check_environment
     from dspool.pool.leases import AsyncLease as AsyncLease, Lease as Lease
     from dspool.types import (
         KEEP as KEEP,
+        Check as Check,
         CheckoutRequest as CheckoutRequest,
+        EnvironmentReport as EnvironmentReport,
         ExitReport as ExitReport,
         Keep as Keep,
         PoolHealth as PoolHealth,
@@ -70,11 +73,15 @@ _NAMES = {
     "dspool.pool.blocking": """
         Pool
     """,
+    "dspool.pool.environment": """
+        check_environment
+    """,
     "dspool.pool.leases": """
         AsyncLease Lease
     """,
     "dspool.types": """
-        KEEP CheckoutRequest ExitReport Keep PoolHealth PoolStats Remove Skip Verdict WorkerInfo
+        KEEP Check CheckoutRequest EnvironmentReport ExitReport Keep PoolHealth PoolStats Remove Skip Verdict
+        WorkerInfo
     """,
 }
 _HOME_OF = {name: home for home, names in _NAMES.items() for name in names.split()}
