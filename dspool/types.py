@@ -210,6 +210,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     """What to do about it; empty where nothing is to be done."""
     subject: str = ""
     """What of several it is about: a program, a module, a worker group; empty where there is one only."""
+    details: str = ""
+    """A traceback, stacks or output, where there is one."""
 
 
 class EnvironmentReport(msgspec.Struct, frozen=True, kw_only=True):

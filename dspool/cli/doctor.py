@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import click
 
 from dspool.cli.exits import ExitCode
 from dspool.cli.programs import import_from_current_folder
-from dspool.cli.settings import SILENT, Settings, pool_settings
+from dspool.cli.settings import SILENT, TRACEBACK, Settings, pool_settings
 from dspool.cli.terminal import wrapped
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def doctor(programs: tuple[str, ...], as_json: bool, start: bool, settings: Sett
     from dspool.pool.environment import look
     from dspool.types import Check, EnvironmentReport
 
+    with_details = bool(click.get_current_context().meta[TRACEBACK])
     if not as_json:
         click.echo(f"A pool of {options.size} workers, slots={options.slots}, start method {options.start_method}:")
     checks: list[Check] = []
@@ -61,7 +63,7 @@ def doctor(programs: tuple[str, ...], as_json: bool, start: bool, settings: Sett
             continue
         checks.append(found)
         if not as_json:
-            show(found)
+            show(found, with_details=with_details)
     report = EnvironmentReport(pool=options.name, checks=tuple(checks), skipped=tuple(skipped))
     if as_json:
         click.echo(as_text(report))
@@ -70,7 +72,7 @@ def doctor(programs: tuple[str, ...], as_json: bool, start: bool, settings: Sett
     return ExitCode.OK if report.ok else ExitCode.ENVIRONMENT
 
 
-def show(check: Check) -> None:
+def show(check: Check, *, with_details: bool) -> None:
     """One check as a line or a few."""
     told = f"{check.subject}: {check.reason}" if check.subject else check.reason
     margin = " " * (_STATUS_WIDTH + _NAME_WIDTH)
@@ -78,6 +80,8 @@ def show(check: Check) -> None:
     click.echo(styled(check.status) + lines[_STATUS_WIDTH:])
     if check.advice:
         click.echo(wrapped(f"-> {check.advice}", first=margin, indent=margin + "   "))
+    if check.details and with_details:
+        click.echo(textwrap.indent(check.details.rstrip(), margin))
 
 
 def styled(status: CheckStatus) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from dspool.supervisor import environment
 from dspool.supervisor.environment.asked import Asked, Kind, Program
 from dspool.supervisor.environment.trial import Trial
 from dspool.supervisor.launch import Launcher
-from dspool.types import Check, EnvironmentReport
+from dspool.types import Check, EnvironmentReport, ExitReport
 
 
 def check_environment(
@@ -85,6 +86,12 @@ def _programs(options: PoolOptions, programs: Iterable[Any]) -> Iterator[Program
 
 def _try_start(asked: Asked, kind: Kind, programs: tuple[Program, ...]) -> Trial:
     """On a loop of its own, in a thread: the caller may be in a loop itself, and an interrupt ends it in any case."""
-    with start_blocking_portal() as portal:
+    with contextlib.ExitStack() as stack:
+        try:
+            portal = stack.enter_context(start_blocking_portal())
+        except (OSError, RuntimeError) as error:  # no descriptor is left, or no thread
+            detail = f"the system refuses what a start takes ({error}); see the limits above"
+            report = ExitReport(worker_id=0, pid=None, reason="boot_error", detail=detail, status_known=False)
+            return Trial(start_method=str(asked.options.start_method), failure=report)
         trial: Trial = portal.start_task_soon(environment.try_start, asked, kind, programs).result()
         return trial

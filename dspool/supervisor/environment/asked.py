@@ -20,10 +20,11 @@ class Finding(NamedTuple):
     reason: str
     advice: str = ""
     subject: str = ""
+    details: str = ""
 
     def under(self, name: str) -> Check:
         """The same as a Check of that name."""
-        return Check(name=name, status=self.status, reason=self.reason, advice=self.advice, subject=self.subject)
+        return Check(name=name, **self._asdict())
 
 
 def good(reason: str, subject: str = "") -> Finding:
@@ -36,9 +37,9 @@ def warning(reason: str, advice: str, subject: str = "") -> Finding:
     return Finding("warning", reason, advice, subject)
 
 
-def failed(reason: str, advice: str, subject: str = "") -> Finding:
+def failed(reason: str, advice: str, subject: str = "", details: str = "") -> Finding:
     """It has to be put right."""
-    return Finding("failed", reason, advice, subject)
+    return Finding("failed", reason, advice, subject, details)
 
 
 class Program(NamedTuple):

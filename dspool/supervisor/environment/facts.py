@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from dspool.supervisor.launch import arm_lifeline
 TIMEOUT_S = 20.0
 """What an interpreter may take to say what it is."""
 _TAIL_CHARS = 300
+_SECRET, _SECRET_CHARS = re.compile(r"(_KEY|_TOKEN|_SECRET|PASSWORD)$", re.IGNORECASE), 8
 _SOURCE = Path(probe.__file__).read_text(encoding="utf-8")
 
 
@@ -80,7 +82,7 @@ def failing_import(
     answers, ended = _ask(python, {"sys_path": list(sys_path), "imports": list(modules)}, environment, timeout_s)
     for module, problem in answers:
         if problem:
-            return module, problem
+            return module, masked(problem, environment)
     if len(answers) < len(modules):
         return modules[len(answers)], f"its import never ended: {ended}"
     return None
@@ -114,7 +116,16 @@ def _ask(
     lines = output.decode("utf-8", "replace").splitlines()
     answers = [json.loads(line[len(probe.MARK) :]) for line in lines if line.startswith(probe.MARK)]
     said = "\n".join(line for line in lines if line and not line.startswith(probe.MARK)).strip()
-    return answers, f"{ended}, and it said: {said[-_TAIL_CHARS:]!r}" if said else ended
+    said = masked(said, environment)[-_TAIL_CHARS:]
+    return answers, f"{ended}, and it said: {said!r}" if said else ended
+
+
+def masked(text: str, environment: Mapping[str, str]) -> str:
+    """A text that others wrote, without the keys that they had in their environment; as a worker masks its own."""
+    secrets = {value for name, value in environment.items() if _SECRET.search(name) and len(value) >= _SECRET_CHARS}
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
 
 
 def _converse(process: subprocess.Popen[bytes], question: bytes, timeout_s: float) -> tuple[bytes, str]:

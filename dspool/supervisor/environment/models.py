@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dspool.protocol.messages import LMSpec
-from dspool.supervisor.environment.asked import Asked, Finding, failed, good, warning
+from dspool.protocol.messages import DefinedProgram, LMSpec, SignatureProgram
+from dspool.supervisor.environment.asked import Asked, Finding, Program, failed, good, warning
 from dspool.supervisor.lm_keys import missing_key
 
 LITELLM_COSTS = "3 s at the first call and 140 MB in each worker"
@@ -14,9 +14,20 @@ LITELLM_COSTS = "3 s at the first call and 140 MB in each worker"
 def lm(asked: Asked) -> list[Finding]:
     """Whether LM and adapter can be sent to a worker at all."""
     wrong = [failed(text, f"correct {option}=") for option, text in asked.problems.items()]
-    if wrong or asked.lm is None:
-        return wrong or [good("the pool has none: each call uses the one that its caller configured, or passes")]
-    return [good(name_of(asked.lm))]
+    if wrong:
+        return wrong
+    if asked.lm is not None:
+        return [good(name_of(asked.lm))]
+    told = "the pool has none: each call uses the one that its caller configured, or passes"
+    in_need = [program.label for program in asked.programs if _needs_lm(program)]
+    if in_need:
+        return [warning(f"{told}; {', '.join(in_need)} can't do without", "pass lm= to the pool, or to each call")]
+    return [good(told)]
+
+
+def _needs_lm(program: Program) -> bool:
+    spec = program.program and program.program.spec
+    return isinstance(spec, SignatureProgram) or (isinstance(spec, DefinedProgram) and not getattr(spec, "lm", None))
 
 
 def lm_key(asked: Asked) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dspool.protocol.messages import PROTOCOL_VERSION
 from dspool.supervisor.environment.asked import Asked, Finding, Kind, counted, failed, good, warning
-from dspool.supervisor.environment.facts import failing_import
+from dspool.supervisor.environment.facts import failing_import, masked
 from dspool.supervisor.environment.trial import Trial, end_of
 
 
@@ -40,10 +40,12 @@ def worker(asked: Asked, kind: Kind, trial: Trial) -> Finding:
         advice = "see what its start waits for (--traceback shows its stacks); or raise start_timeout_s"
     else:
         advice = "see the preload check below" if kind.preload else "see the error; it ends each worker's start"
-    tail = report.output_tail.strip()[-400:]
+    tail = masked(report.output_tail.strip(), kind.environment)[-400:]  # before it is cut: half a key is a leak too
     if tail and not report.remote_traceback:
         told += f"; its last output: {tail!r}"
-    return failed(told, advice, kind.subject)
+    # What it said itself is masked already, what its process wrote is not.
+    told, details = (masked(text, kind.environment) for text in (told, report.remote_traceback or report.stack_dump))
+    return failed(told, advice, kind.subject, details)
 
 
 def preload(asked: Asked, kind: Kind, trial: Trial) -> list[Finding]:
@@ -77,10 +79,15 @@ def _advice(asked: Asked, problem: str) -> str:
 def program(asked: Asked, kind: Kind, trial: Trial) -> list[Finding]:
     """Each program of `warm=` and each that was named: loaded in a worker, not run."""
     return [
-        failed(f"doesn't load: {problem}", "correct it; every call of it would fail the same way", subject)
-        if problem
-        else good("loads", subject)
-        for subject, problem in ((_in(label, kind), problem) for label, problem in trial.programs)
+        failed(
+            f"doesn't load: {loaded.problem}",
+            "correct it; every call of it would fail the same way",
+            _in(loaded.label, kind),
+            loaded.traceback,
+        )
+        if loaded.problem
+        else good("loads", _in(loaded.label, kind))
+        for loaded in trial.programs
     ]
 
 

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import anyio.abc
@@ -32,6 +32,14 @@ from dspool.types import ExitReason, ExitReport
 _STOP_S, _END_S = 2.0, 5.0
 
 
+class Loaded(NamedTuple):
+    """What came of a program: why it doesn't load, with the traceback where there is one; both empty where it does."""
+
+    label: str
+    problem: str = ""
+    traceback: str = ""
+
+
 class Trial(msgspec.Struct, kw_only=True):
     """What came of it.
 
@@ -42,7 +50,7 @@ class Trial(msgspec.Struct, kw_only=True):
         python: the workers' Python version.
         dspy: their DSPy's version, or None.
         failure: the report of the start that failed, or None.
-        programs: label -> why the program doesn't load, empty where it does.
+        programs: what came of each program.
     """
 
     start_method: str
@@ -51,7 +59,7 @@ class Trial(msgspec.Struct, kw_only=True):
     python: str = ""
     dspy: str | None = None
     failure: ExitReport | None = None
-    programs: list[tuple[str, str]] = []
+    programs: list[Loaded] = []
 
 
 async def try_start(asked: Asked, kind: Kind, programs: Sequence[Program]) -> Trial:
@@ -68,12 +76,12 @@ async def try_start(asked: Asked, kind: Kind, programs: Sequence[Program]) -> Tr
             if trial.failure is not None:
                 break
             if program.program is None:
-                trial.programs.append((program.label, program.problem))
+                trial.programs.append(Loaded(program.label, program.problem))
                 continue
             if worker is None or worker.worker_id in nursery.ended:
                 worker = await nursery.start(kind)
             if worker is not None:
-                trial.programs.append((program.label, await nursery.load(worker, program.program)))
+                trial.programs.append(await nursery.load(worker, program.label, program.program))
         await nursery.stop()
     return trial
 
@@ -137,14 +145,14 @@ class _Nursery:
             self._trial.start_method = worker.start_method
         return worker
 
-    async def load(self, worker: WorkerProcess, program: NamedProgram) -> str:
-        """Have a worker load a program; why it doesn't, empty where it does."""
+    async def load(self, worker: WorkerProcess, label: str, program: NamedProgram) -> Loaded:
+        """Have a worker load a program."""
         pipe = self._pipe(worker)
         answers: list[Response] = []
         try:
             question = pipe.ask("create_program", {"program_id": program.program_id, "spec": program.spec})
         except DspoolError as error:
-            return str(error)
+            return Loaded(label, str(error))
         with anyio.move_on_after(self._timeout_s) as limit:
             async with anyio.create_task_group() as tasks:
 
@@ -163,14 +171,17 @@ class _Nursery:
                 start_soon(tasks, wait_for_end)
         response = question.response
         if response is not None:
-            return "" if response.success else told_by(response)
+            return Loaded(label, "" if response.success else told_by(response), traceback_of(response))
         if limit.cancelled_caught:
             self.supervisor.kill(worker.worker_id, "timeout", "a program did not load in time", dump=True)
             with anyio.move_on_after(_END_S):
                 await self._until_ended(worker.worker_id)
-            return f"it was not loaded within start_timeout_s={self._timeout_s:g}"
+            stacks = self.ended[worker.worker_id].stack_dump if worker.worker_id in self.ended else ""
+            return Loaded(label, f"it was not loaded within start_timeout_s={self._timeout_s:g}", stacks)
         report = self.ended.get(worker.worker_id)
-        return f"loading it ended the worker: {end_of(report)}" if report else "the worker closed its pipe"
+        if report is None:
+            return Loaded(label, "the worker closed its pipe")
+        return Loaded(label, f"loading it ended the worker: {end_of(report)}", report.stack_dump)
 
     async def stop(self) -> None:
         """Let the workers end by themselves; who doesn't is killed with the supervisor."""
@@ -250,6 +261,11 @@ def told_by(response: Response) -> str:
     message = response.error or (info.message if info else "") or "it gave no reason"
     kind = info.type.rpartition(".")[2] if info else ""
     return f"{kind}: {message}" if kind else message
+
+
+def traceback_of(response: Response) -> str:
+    """The traceback of an error answer."""
+    return response.error_info.traceback if response.error_info is not None else ""
 
 
 def end_of(report: ExitReport) -> str:

@@ -61,7 +61,7 @@ def test_json_is_all_there_is_on_stdout(cli: Cli) -> None:
     assert (report["ok"], report["failed"]) == (False, 1)
     assert set(report["skipped"]) == {*OF_INTERPRETER, *OF_START}
     for check in report["checks"]:
-        assert list(check) == ["name", "status", "reason", "advice", "subject"]
+        assert list(check) == ["name", "status", "reason", "advice", "subject", "details"]
         assert all(isinstance(value, str) for value in check.values())
         assert check["name"] in CHECKS
         assert check["status"] in ("ok", "warning", "failed")

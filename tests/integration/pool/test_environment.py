@@ -334,6 +334,7 @@ def test_a_preload_that_can_not_be_imported_is_named(module: Module, start_metho
         ("preloaded", "failed"),
     ]
     assert report.failed[1].reason.startswith(said)
+    assert ("Traceback" in report.failed[0].details) is ("exit code" not in said)
     assert report.skipped == ("program",)
 
 
@@ -364,6 +365,22 @@ def test_programs_that_do_not_load_are_named_and_the_others_load(module: Module)
     assert "No module named 'nowhere'" in found["nowhere:f"]
     assert "neither a signature" in found["not a program"]
     assert len(report.failed) == 4
+    assert "Traceback" in next(check.details for check in report.failed if check.subject == "nowhere:f")
+
+
+def test_a_key_in_an_error_or_an_output_is_masked(module: Module, interpreter: Callable[[str], Path]) -> None:
+    module("import os\nprint(os.environ['APP_KEY'], flush=True)\nraise RuntimeError(os.environ['APP_KEY'])\n")
+    options: dict[str, Any] = {"workers": 1, "env": {"APP_KEY": "key-of-nobody"}}
+    report = dspool.check_environment(**options, preload="preloaded")
+    assert [check.name for check in report.failed] == ["worker", "preload"]
+    assert "RuntimeError: ***" in report.failed[1].reason
+    assert "key-of-nobody" not in repr(report)
+    module("import os\nos.write(1, os.environ['APP_KEY'].encode())\nos._exit(3)\n")
+    report = dspool.check_environment(**options, preload="preloaded")
+    assert "exit code 3: ***" in report.failed[0].reason
+    assert "key-of-nobody" not in repr(report)
+    report = dspool.check_environment(**options, python=interpreter('#!/bin/sh\necho "$APP_KEY"\n'))
+    assert "it said: '***'" in report.failed[0].reason
 
 
 def test_a_program_that_never_loads_is_given_up(module: Module) -> None:
@@ -416,6 +433,34 @@ def test_more_than_the_machine_has_fails_in_each_check_it_fails_for() -> None:
     assert [check.status for check in named(report, "cores")] == ["warning"]
 
 
+NO_DESCRIPTORS = """
+import json, os, resource, sys
+import dspool
+
+dspool.check_environment(workers=1)  # imports what it needs
+highest = max(map(int, os.listdir("/proc/self/fd")))
+report = None
+for more in range(1, 40):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + more, 4096))
+    report = dspool.check_environment(workers=1)
+    before = len(os.listdir("/proc/self/fd")) if more > 1 else None
+    print(json.dumps([sorted({check.name for check in report.failed}), before]), flush=True)
+    if not report.failed:
+        break
+"""
+
+
+def test_a_process_without_descriptors_is_told_so_and_loses_none(script: RunScript) -> None:
+    running = script(NO_DESCRIPTORS)
+    told = []
+    while not told or told[-1][0]:
+        told.append(running.line())
+    assert running.end() == 0, running.errors()
+    assert "descriptors" in told[0][0]
+    assert len(told) > 3
+    assert len({before for _, before in told[1:]}) == 1
+
+
 # --- open() -----------------------------------------------------------------------------------------------------------
 
 
@@ -446,8 +491,9 @@ INTERRUPTED = """
 import json, os, sys
 import dspool
 
+options = {"preload": ["waiting"], "start_method": sys.argv[1]} if len(sys.argv[1]) < 9 else {"python": sys.argv[1]}
 try:
-    dspool.check_environment(workers=1, start_method=sys.argv[1], preload=["waiting"])
+    dspool.check_environment(workers=1, **options)
 except KeyboardInterrupt:
     print(json.dumps("interrupted"), flush=True)
 sys.stdin.read()
@@ -474,3 +520,22 @@ def test_nothing_is_left_when_it_is_interrupted(
     if signum == signal.SIGINT:
         assert running.line() == "interrupted"
     all_end([pid])
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_when_it_is_interrupted_as_it_asks_an_interpreter(
+    script: RunScript,
+    all_end: Callable[[list[int]], None],
+    tmp_path: Path,
+    interpreter: Callable[[str], Path],
+    signum: int,
+) -> None:
+    for name in ("reached", "never"):
+        os.mkfifo(tmp_path / name)
+    waiting = f"#!/bin/sh\nsleep 1000 &\necho $$ $! > {tmp_path}/reached\nread line < {tmp_path}/never\n"
+    running = script(INTERRUPTED, str(interpreter(waiting)))
+    pids = [int(word) for word in (tmp_path / "reached").read_text().split()]
+    running.process.send_signal(signum)
+    if signum == signal.SIGINT:
+        assert running.line() == "interrupted"
+    all_end(pids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from dspool.supervisor.environment import (
     models,
 )
 from dspool.supervisor.environment.asked import Asked
-from dspool.supervisor.environment.facts import Facts
+from dspool.supervisor.environment.facts import Facts, masked
 from dspool.supervisor.environment.interpreter import (
     code_in_pth,
     dspool as own,
@@ -132,6 +133,21 @@ def test_the_cgroups_pids_are_counted(
     assert "4 workers take 8 processes and threads" in found.reason
     if status == "failed":
         assert "the cgroup's pids.max leaves 5" in found.reason
+
+
+@pytest.mark.parametrize(("limit", "status"), [(1, "failed"), (10**6, "ok"), (resource.RLIM_INFINITY, "ok")])
+def test_the_users_processes_are_counted_unless_it_is_root(
+    monkeypatch: pytest.MonkeyPatch, limit: int, status: str
+) -> None:
+    pool = asked(workers=4, start_method="spawn")
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda which: (limit, limit))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    found = machine.processes(pool)
+    assert found.status == status
+    if status == "failed":
+        assert "RLIMIT_NPROC leaves 0" in found.reason
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert machine.processes(pool).status == "ok"
 
 
 def test_the_tightest_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +299,19 @@ def test_a_gateways_variable_is_told_without_its_value(variable: str, monkeypatc
     assert found.status == "ok"
     [found] = models.lm_gateway(asked(workers=1, lm="gemini/gemini-2.5-flash"))
     assert found.status == "ok"
+
+
+def test_a_signature_without_an_lm_is_a_warning() -> None:
+    report = dspool.check_environment(workers=1, programs=["a -> b", "statistics:mean"], start=False)
+    [found] = [check for check in report.checks if check.name == "lm"]
+    assert found.status == "warning"
+    assert "; a -> b can't do without" in found.reason
+
+
+def test_what_others_wrote_is_told_without_the_keys_they_knew() -> None:
+    environment = {"A_KEY": "secret-of-a", "B_TOKEN": "secret-of-a-and-more", "SHORT_KEY": "x", "PLACE": "somewhere"}
+    text = "secret-of-a, secret-of-a-and-more, x, somewhere"
+    assert masked(text, environment) == "***, ***, x, somewhere"
 
 
 def test_an_lm_that_is_none_is_a_failed_check() -> None:
