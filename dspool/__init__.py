@@ -41,13 +41,17 @@ if TYPE_CHECKING:
     from dspool.pool.aio import AsyncPool as AsyncPool
     from dspool.pool.blocking import Pool as Pool
     from dspool.pool.environment import check_environment as check_environment
+    from dspool.pool.executor import Executor as Executor
+    from dspool.pool.executor_calls import ExecutorBroken as ExecutorBroken
     from dspool.pool.leases import AsyncLease as AsyncLease, Lease as Lease
     from dspool.types import (
         KEEP as KEEP,
+        AnswerFigures as AnswerFigures,
         Check as Check,
         CheckoutRequest as CheckoutRequest,
         EnvironmentReport as EnvironmentReport,
         ExitReport as ExitReport,
+        HealthChange as HealthChange,
         Keep as Keep,
         PoolHealth as PoolHealth,
         PoolStats as PoolStats,
@@ -76,12 +80,18 @@ _NAMES = {
     "dspool.pool.environment": """
         check_environment
     """,
+    "dspool.pool.executor": """
+        Executor
+    """,
+    "dspool.pool.executor_calls": """
+        ExecutorBroken
+    """,
     "dspool.pool.leases": """
         AsyncLease Lease
     """,
     "dspool.types": """
-        KEEP Check CheckoutRequest EnvironmentReport ExitReport Keep PoolHealth PoolStats Remove Skip Verdict
-        WorkerInfo
+        KEEP AnswerFigures Check CheckoutRequest EnvironmentReport ExitReport HealthChange Keep PoolHealth PoolStats
+        Remove Skip Verdict WorkerInfo
     """,
 }
 _HOME_OF = {name: home for home, names in _NAMES.items() for name in names.split()}

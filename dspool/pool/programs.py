@@ -45,6 +45,7 @@ from dspool.protocol.messages import (
     CreateArgs,
     DefinedProgram,
     ImportedProgram,
+    LMSpec,
     PickledProgram,
     ProgramSpec,
     SignatureProgram,
@@ -119,10 +120,12 @@ class ProgramStore:
 
     Args:
         options: the pool's; `name` goes into errors, `max_frame_bytes` bounds a program's size.
+        on_lm: is told of each LM that a program brings along.
     """
 
-    def __init__(self, options: PoolOptions) -> None:
+    def __init__(self, options: PoolOptions, on_lm: Callable[[LMSpec], None] = lambda spec: None) -> None:
         self._pool = options.name
+        self._on_lm = on_lm
         self._max_bytes = options.max_frame_bytes
         self._lock = threading.RLock()
         self._names: dict[str, _Registered] = {}
@@ -172,6 +175,10 @@ class ProgramStore:
                     f"in its place"
                 )
             return self._register(program_id, definition, datetime.now(UTC))
+
+    def knows(self, program_id: str) -> bool:
+        """Whether it is the id of a program that this pool was given, and hasn't forgotten for others."""
+        return program_id in self._programs
 
     def names(self) -> list[str]:
         """The registered names, oldest first."""
@@ -316,6 +323,8 @@ class ProgramStore:
         try:
             predictors = [(name, part) for name, part in module.named_predictors() if is_lm(part.lm)]
             lms = {name: lm_spec(part.lm) for name, part in predictors}
+            for lm in lms.values():
+                self._on_lm(lm)
         except Exception as error:
             let_through(error)
             raise EncodeError(f"pool {self._pool!r}: the program {label} can't be sent: {error!s:.500}") from error

@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import msgspec
+
 from dspool.errors import DspoolError, OptionsError, WorkerStartError
 from dspool.supervisor.environment import caches, interpreter, machine, models, start
 from dspool.supervisor.environment.asked import Asked, Finding, Kind, Program
@@ -32,6 +34,8 @@ from dspool.supervisor.environment.trial import Trial, try_start
 from dspool.types import Check
 
 __all__ = ["AT_OPEN", "CHECKS", "Asked", "Program", "at_open", "look", "try_start"]
+
+MAX_REASON_CHARS = 800
 
 Found = Finding | list[Finding]
 TryStart = Callable[[Asked, Kind, tuple[Program, ...]], Trial]
@@ -146,8 +150,15 @@ def look(asked: Asked, try_start: TryStart | None) -> Iterator[Check | str]:
         try_start: starts workers for a trial; None: no process is started.
 
     Yields:
-        Each check, and the names of those that can't be made or were not asked for.
+        Each check, and the names of those that can't be made or were not asked for. What interpreters and workers wrote
+        is in it without the keys that they knew, and shortened.
     """
+    mask = asked.secrets().mask
+    for found in _look(asked, try_start):
+        yield found if isinstance(found, str) else _fit_to_tell(found, mask)
+
+
+def _look(asked: Asked, try_start: TryStart | None) -> Iterator[Check | str]:
     for name, kind_of_check in QUICK.items():
         yield from _named(name, kind_of_check.look(asked))
     if try_start is None:
@@ -158,6 +169,14 @@ def look(asked: Asked, try_start: TryStart | None) -> Iterator[Check | str]:
     for number, kind in enumerate(asked.kinds()):
         programs = asked.programs if number == 0 else tuple(p for p in asked.programs if p.program is not None)
         yield from _look_at(asked, kind, programs, try_start)
+
+
+def _fit_to_tell(check: Check, mask: Callable[[str], str]) -> Check:
+    """Mask first, then cut: half a key is a leak too. A long reason loses its middle."""
+    reason = mask(check.reason)
+    if len(reason) > MAX_REASON_CHARS:
+        reason = f"{reason[: MAX_REASON_CHARS // 2]} ... {reason[-MAX_REASON_CHARS // 2 :]}"
+    return msgspec.structs.replace(check, reason=reason, details=mask(check.details))
 
 
 def _look_at(asked: Asked, kind: Kind, programs: tuple[Program, ...], try_start: TryStart) -> Iterator[Check | str]:

@@ -9,6 +9,7 @@ import msgspec
 
 from dspool.options import PoolOptions, WorkerGroup
 from dspool.protocol.messages import BootConfig, DefinedProgram, LMSpec, NamedProgram, PickledProgram
+from dspool.protocol.secrets import Secrets
 from dspool.supervisor.launch import Launcher, worker_environment
 from dspool.types import Check, CheckStatus
 
@@ -124,6 +125,15 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
                     own = getattr(spec, "lm", None)
                     found += [own] if isinstance(own, LMSpec) else []
         return {spec.digest: spec for spec in found}
+
+    def secrets(self) -> Secrets:
+        """What no finding may hold: the keys in the workers' environments and of the LMs."""
+        secrets = Secrets()
+        for kind in self.kinds():
+            secrets.add_environment(kind.environment)
+        for spec in self.lms().values():
+            secrets.add_lm(spec)
+        return secrets
 
     def _env(self, group: WorkerGroup) -> dict[str, str | None]:
         return {**self.options.env, **group.env}

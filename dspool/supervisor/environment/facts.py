@@ -2,7 +2,8 @@
 
 Rules:
     1. The process has a session of its own and a lifeline: whatever ends this one, or the wait for it, ends it and all
-       it started.
+       it started. Only in the instant between its start and its lifeline a SIGKILL to this process leaves it; a Python
+       then reads the end of its stdin, and ends.
     2. Its answer is read line by line when it has ended, or its time is up; what it hangs in is known by what is
        missing.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -27,8 +27,6 @@ from dspool.supervisor.launch import arm_lifeline
 
 TIMEOUT_S = 20.0
 """What an interpreter may take to say what it is."""
-_TAIL_CHARS = 300
-_SECRET, _SECRET_CHARS = re.compile(r"(_KEY|_TOKEN|_SECRET|PASSWORD)$", re.IGNORECASE), 8
 _SOURCE = Path(probe.__file__).read_text(encoding="utf-8")
 
 
@@ -82,7 +80,7 @@ def failing_import(
     answers, ended = _ask(python, {"sys_path": list(sys_path), "imports": list(modules)}, environment, timeout_s)
     for module, problem in answers:
         if problem:
-            return module, masked(problem, environment)
+            return module, problem
     if len(answers) < len(modules):
         return modules[len(answers)], f"its import never ended: {ended}"
     return None
@@ -115,17 +113,8 @@ def _ask(
         forked.close_fd(lifeline)
     lines = output.decode("utf-8", "replace").splitlines()
     answers = [json.loads(line[len(probe.MARK) :]) for line in lines if line.startswith(probe.MARK)]
-    said = "\n".join(line for line in lines if line and not line.startswith(probe.MARK)).strip()
-    said = masked(said, environment)[-_TAIL_CHARS:]
-    return answers, f"{ended}, and it said: {said!r}" if said else ended
-
-
-def masked(text: str, environment: Mapping[str, str]) -> str:
-    """A text that others wrote, without the keys that they had in their environment; as a worker masks its own."""
-    secrets = {value for name, value in environment.items() if _SECRET.search(name) and len(value) >= _SECRET_CHARS}
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return text
+    said = " ".join(line for line in lines if line and not line.startswith(probe.MARK)).strip()
+    return answers, f"{ended}, and it said: {said}" if said else ended
 
 
 def _converse(process: subprocess.Popen[bytes], question: bytes, timeout_s: float) -> tuple[bytes, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dspool.protocol.messages import PROTOCOL_VERSION
 from dspool.supervisor.environment.asked import Asked, Finding, Kind, counted, failed, good, warning
-from dspool.supervisor.environment.facts import failing_import, masked
+from dspool.supervisor.environment.facts import failing_import
 from dspool.supervisor.environment.trial import Trial, end_of
 
 
@@ -40,12 +40,10 @@ def worker(asked: Asked, kind: Kind, trial: Trial) -> Finding:
         advice = "see what its start waits for (--traceback shows its stacks); or raise start_timeout_s"
     else:
         advice = "see the preload check below" if kind.preload else "see the error; it ends each worker's start"
-    tail = masked(report.output_tail.strip(), kind.environment)[-400:]  # before it is cut: half a key is a leak too
+    tail = " ".join(report.output_tail.split())
     if tail and not report.remote_traceback:
-        told += f"; its last output: {tail!r}"
-    # What it said itself is masked already, what its process wrote is not.
-    told, details = (masked(text, kind.environment) for text in (told, report.remote_traceback or report.stack_dump))
-    return failed(told, advice, kind.subject, details)
+        told += f"; its last output: {tail}"
+    return failed(told, advice, kind.subject, report.remote_traceback or report.stack_dump)
 
 
 def preload(asked: Asked, kind: Kind, trial: Trial) -> list[Finding]:

@@ -153,7 +153,8 @@ class _Nursery:
             question = pipe.ask("create_program", {"program_id": program.program_id, "spec": program.spec})
         except DspoolError as error:
             return Loaded(label, str(error))
-        with anyio.move_on_after(self._timeout_s) as limit:
+        timeout_s = load_timeout_s(self._timeout_s)
+        with anyio.move_on_after(timeout_s) as limit:
             async with anyio.create_task_group() as tasks:
 
                 async def wait_for_answer() -> None:
@@ -177,7 +178,7 @@ class _Nursery:
             with anyio.move_on_after(_END_S):
                 await self._until_ended(worker.worker_id)
             stacks = self.ended[worker.worker_id].stack_dump if worker.worker_id in self.ended else ""
-            return Loaded(label, f"it was not loaded within start_timeout_s={self._timeout_s:g}", stacks)
+            return Loaded(label, f"it was not loaded within {timeout_s:g} s (start_timeout_s)", stacks)
         report = self.ended.get(worker.worker_id)
         if report is None:
             return Loaded(label, "the worker closed its pipe")
@@ -245,6 +246,11 @@ class _Nursery:
 
     def start_method_event(self, event: str, fields: Mapping[str, Any]) -> None:
         """See Listener."""
+
+
+def load_timeout_s(start_timeout_s: float) -> float:
+    """How long a program may take to load: as long as a start, of which loading the programs of `warm=` is a part."""
+    return start_timeout_s
 
 
 async def _read(pipe: ControlPipe) -> None:

@@ -22,11 +22,12 @@ from dspool.supervisor.environment import (
     QUICK,
     at_open,
     caches,
+    look,
     machine,
     models,
 )
 from dspool.supervisor.environment.asked import Asked
-from dspool.supervisor.environment.facts import Facts, masked
+from dspool.supervisor.environment.facts import Facts
 from dspool.supervisor.environment.interpreter import (
     code_in_pth,
     dspool as own,
@@ -36,6 +37,8 @@ from dspool.supervisor.environment.interpreter import (
     own_requirements,
     python,
 )
+from dspool.supervisor.environment.trial import Trial
+from dspool.types import Check, ExitReport
 
 pytestmark = pytest.mark.unit
 
@@ -140,7 +143,7 @@ def test_the_users_processes_are_counted_unless_it_is_root(
     monkeypatch: pytest.MonkeyPatch, limit: int, status: str
 ) -> None:
     pool = asked(workers=4, start_method="spawn")
-    monkeypatch.setattr(machine.resource, "getrlimit", lambda which: (limit, limit))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     found = machine.processes(pool)
     assert found.status == status
@@ -309,9 +312,16 @@ def test_a_signature_without_an_lm_is_a_warning() -> None:
 
 
 def test_what_others_wrote_is_told_without_the_keys_they_knew() -> None:
-    environment = {"A_KEY": "secret-of-a", "B_TOKEN": "secret-of-a-and-more", "SHORT_KEY": "x", "PLACE": "somewhere"}
-    text = "secret-of-a, secret-of-a-and-more, x, somewhere"
-    assert masked(text, environment) == "***, ***, x, somewhere"
+    pool = asked(
+        workers=1, lm={"model": "openai/x", "api_key": "key-of-the-lm"}, env={"A_KEY": "key-of-env"}, preload="m"
+    )
+    said = "x" * 1000 + "key-of-env key-of-the-lm"
+    report = ExitReport(worker_id=0, pid=None, reason="boot_error", detail=said, remote_traceback=said)
+    told = look(pool, lambda *_: Trial(start_method="template", failure=report))
+    [check] = [check for check in told if isinstance(check, Check) and check.name == "worker"]
+    assert check.reason.endswith("x*** ***")
+    assert len(check.reason) < 850
+    assert check.details == "x" * 1000 + "*** ***"
 
 
 def test_an_lm_that_is_none_is_a_failed_check() -> None:
