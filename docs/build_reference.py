@@ -307,7 +307,9 @@ def _parameters(signature: inspect.Signature) -> list[str]:
             continue
         if parameter.kind is parameter.KEYWORD_ONLY and not any(re.match(r"\*(?!\*)", part) for part in parts):
             parts.append("*")
-        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            stars = "*"
         default = parameter.default
         ending = "" if default is parameter.empty else f" = {'...' if default is ... else repr(default)}"
         parts.append(f"{stars}{parameter.name}: {parameter.annotation}{ending}")
