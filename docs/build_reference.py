@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: options, errors, events, commands, public names.
+"""Writes docs/reference/ from the code: options, errors, events, commands, the bridge, public names.
 
     python docs/build_reference.py            write the pages
     python docs/build_reference.py --check    say which pages differ from what the code gives, and fail
@@ -25,6 +25,7 @@ from dspool.cli.commands import dspool as commands
 from dspool.cli.exits import EXIT_CODES
 from dspool.options import RANGES, PoolOptions, WorkerGroup
 from dspool.pool.events import EVENTS, QUEUE_LENGTH
+from dspool.protocol import definitions as grammar, field_types
 from dspool.types import (
     AnswerFigures,
     CheckoutRequest,
@@ -36,6 +37,8 @@ from dspool.types import (
     Skip,
     WorkerInfo,
 )
+from dspool.worker.bridge.options import make_parser
+from dspool.worker.bridge.reference import CODES, COMMANDS, EXITS, Command
 
 FOLDER = Path(__file__).parent / "reference"
 MADE_BY = "<!-- Made by docs/build_reference.py from the code: change that, not this page. -->\n"
@@ -55,7 +58,9 @@ def pages() -> dict[str, str]:
         "options.md": options(),
         "errors.md": error_tree(),
         "events.md": events(),
+        "definitions.md": definitions(),
         "cli.md": command_line(),
+        "bridge.md": bridge(),
         "api.md": api(),
     }
 
@@ -143,9 +148,11 @@ def error_tree() -> str:
     classes = [cls for cls in vars(errors).values() if inspect.isclass(cls) and issubclass(cls, errors.DspoolError)]
     for cls in classes:
         value = getattr(cls, "retryable", None)
-        if value is not None:
+        if "retryable" in inspect.signature(cls.__init__).parameters:
+            parts.append(f"| `{cls.__name__}` | its attribute `retryable` says |")
+        elif value is not None:
             parts.append(f"| `{cls.__name__}` | {'yes' if value else 'no'} |")
-    parts.append("| `ProgramError` | its attribute `retryable` says |\n")
+    parts.append("")
     for cls in classes:
         bases = " and a ".join(f"`{base.__name__}`" for base in cls.__bases__ if base is not Exception)
         parts += [f"## {cls.__name__}\n", *([f"Is a {bases}.\n"] if bases else []), _prose(cls.__doc__)]
@@ -188,6 +195,110 @@ def events() -> str:
         fields = ", ".join(f"`{field}`" for field in kind.fields) or "none"
         parts.append(f"| `{name}` | {kind.level} | {fields} | {_escaped(kind.text)} |")
     return "\n".join(parts) + "\n"
+
+
+# --- definitions ------------------------------------------------------------------------------------------------------
+
+
+def definitions() -> str:
+    """The grammar of programs as data."""
+    keys = entries(grammar.Definition.__doc__, "Attributes")
+    del keys["misspelt"]
+    parts = {
+        "made_by": MADE_BY,
+        "kinds": "\n".join(map(_kind, grammar.KINDS)),
+        "keys": "\n".join(f"| `{name}` | {text} |" for name, text in keys.items()),
+        "types": "\n".join(_names_of_types()),
+        "keywords": _listed(field_types.KEYWORDS),
+        "size": f"{field_types.MAX_SIZE:,}",
+        "depth": field_types.MAX_DEPTH,
+        "fields": grammar.MAX_FIELDS,
+        "inputs": _listed(grammar.RESERVED_INPUTS),
+        "outputs": _listed(grammar.RESERVED_FIELDS),
+        "by_kind": "\n".join(
+            f"| {kind}, too | {_listed(names)} | {_listed(grammar.KIND_OUTPUTS.get(kind, ()))} |"
+            for kind, names in grammar.KIND_INPUTS.items()
+        ),
+        "settings": _listed(grammar.SETTINGS),
+    }
+    return _DEFINITIONS.format(**parts)
+
+
+_DEFINITIONS = """\
+# Definitions
+
+{made_by}
+A definition is a program as plain data, for `create_program`, `run` and wherever else a program is taken. How to use
+them is in [Define programs as data](../how-to/define-programs-as-data.md).
+
+## Kinds
+
+| `program_type` | needs | may have |
+| --- | --- | --- |
+{kinds}
+
+Every kind may have `state`, and in a pool `lm`, the program's own: `"provider/model"`, a dict of `dspy.LM`'s arguments,
+or a `dspy.LM`. `best_of_n` takes what its inner kind takes, too. A key of another kind is refused. Unknown keys are
+ignored; one that is nearly a known one is refused by a pool.
+
+## Keys
+
+| key | |
+| --- | --- |
+{keys}
+
+## Types
+
+A field's type is text or a JSON schema. Text may be:
+
+{types}
+* `list[...]`, `dict[str, ...]` (or with keys of int, float, bool), `Optional[...]`, `... | None`,
+  `Literal['a', 1, True]`
+
+A value of an image is `{{"url": ...}}`, or the URL or data URI alone as text.
+
+A schema is an object. One with properties becomes a pydantic model, in the worker and, for outputs, in the caller's
+process. These keywords are understood, those that begin with `x-` passed over, and any other is refused by name:
+
+{keywords}
+
+`format`, `title` and `examples` are words for the reader: a date is text. A `$ref` points into the schema's own
+`$defs`, and to nothing that contains it. Written out, a type has at most {size} parts in {depth} levels. A signature
+has at most {fields} fields.
+
+## Names
+
+A field's name is one that Python takes, and doesn't begin with an underscore. DSPy keeps these for itself:
+
+| kind | inputs | outputs |
+| --- | --- | --- |
+| any | {inputs} | {outputs} |
+{by_kind}
+
+## What is taken from outside
+
+Where a definition doesn't come from the application's own code, import paths are refused, a saved state is plain data,
+and `config` may set these alone:
+
+{settings}
+"""
+
+
+def _kind(kind: str) -> str:
+    needed = (*(() if kind == "program" else ("signature",)), *grammar.NEEDED.get(kind, ()))
+    others = [name for name in grammar.OWN_KEYS[kind] if name not in needed]
+    return f"| `{kind}` | {', '.join(f'`{name}`' for name in needed)} | {', '.join(f'`{name}`' for name in others)} |"
+
+
+def _names_of_types() -> list[str]:
+    names: dict[str, list[str]] = {}
+    for name, kind in field_types.NAMES.items():
+        names.setdefault(kind, []).append(name)
+    return [f"* {_listed(words)}" for words in names.values()]
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(f"`{name}`" for name in (sorted(names) if isinstance(names, (set, frozenset)) else names))
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -244,6 +355,87 @@ def _option(option: click.Option) -> str:
         names += f" {_metavar(option)}"
     default = f" [default: {option.default}]" if option.show_default else ""
     return f"| {names} | {_escaped(option.help or '')}{default} |"
+
+
+# --- the bridge -------------------------------------------------------------------------------------------------------
+
+
+def bridge() -> str:
+    """The bridge's options, commands, error codes and exit codes."""
+    parser = make_parser()
+    parts = [
+        "# The bridge\n",
+        MADE_BY,
+        f"`{parser.prog}`: DSPy behind stdin and stdout, for clients in any language.",
+        "[Use it from Elixir](../how-to/use-from-elixir.md) shows a whole client; `--help` has one in Python.\n",
+        _BRIDGE_FRAMES,
+        "## Options\n",
+        "| option | |",
+        "| --- | --- |",
+    ]
+    for action in parser._actions[1:]:
+        value = f" {' or '.join(action.choices)}" if action.choices else f" {action.metavar}"
+        parts.append(f"| `{action.option_strings[0]}`{value} | {_escaped(action.help or '')} |")
+    parts += ["\n## Commands\n", _BRIDGE_COMMANDS]
+    for command in COMMANDS:
+        parts.append(_bridge_command(command))
+    parts += ["## Error codes\n", "| code | means |", "| --- | --- |"]
+    parts += [f"| `{code}` | {_escaped(meaning)} |" for code, meaning in CODES.items()]
+    parts += ["\n## Exit codes\n", "| code | means |", "| --- | --- |"]
+    parts += [f"| {code} | {_escaped(meaning)} |" for code, meaning in EXITS.items()]
+    parts.append(_BRIDGE_END)
+    return "\n".join(parts)
+
+
+def _bridge_command(command: Command) -> str:
+    parts = [f"### {command.name}\n", command.text + "\n"]
+    if command.args:
+        parts += ["| argument | |", "| --- | --- |"]
+        for argument in command.args:
+            parts.append(
+                f"| `{argument.name}`{' (optional)' if argument.optional else ''} | {_escaped(argument.text)} |"
+            )
+        parts.append("")
+    if command.result:
+        parts.append(f"Result: {', '.join(f'`{name}`' for name in command.result)}.\n")
+    if command.codes:
+        parts.append(f"Refused with {', '.join(f'`{code}`' for code in command.codes)}.\n")
+    return "\n".join(parts)
+
+
+_BRIDGE_FRAMES = """\
+## Frames
+
+A frame is a 4-byte big-endian length, then that many bytes: one JSON object in UTF-8. Requests come on stdin, and
+each gets one answer on stdout, in the order of the requests; several may be waiting. They are carried out one after the
+other.
+
+```json
+{"id": 1, "command": "ping", "args": {}, "timestamp": "2026-01-31T12:00:00Z"}
+{"id": 1, "success": true, "result": {"status": "ok"}, "timestamp": 1769860800.0}
+{"id": 1, "success": false, "error": "Program not found: qa", "timestamp": 1769860800.0,
+ "error_info": {"code": "program_not_found", "message": "Program not found: qa",
+                "type": "", "traceback": "", "retryable": false}}
+```
+
+`id` is a whole number from 0 to 2^63 - 1 and `args` an object; both are needed. `session_id`, `deadline_ms` and
+`timestamp` may stand beside them. Keys and args that nobody knows are ignored. A frame whose body is no request is
+answered too, with `id` null where it can't be read. `error_info` always has `code`, `type`, `traceback` and
+`retryable`; `status`, `retry_after_s` and `details` where they are known. Numbers that JSON has no notation for, NaN
+and infinities, are refused both ways.
+
+What programs print goes to stderr, also from C and from processes that they start. Where stderr was merged into the
+framed stdout it goes nowhere instead. A child that a program forks neither reads requests nor writes answers.
+"""
+_BRIDGE_COMMANDS = """\
+Any of them may be refused with `invalid_args`, and with the codes of what is no request: `invalid_json`, `missing_id`,
+`invalid_id`, `missing_command`, `invalid_command`, `missing_args`, `unknown_command`.
+"""
+_BRIDGE_END = """
+SIGTERM ends it at once, in the middle of a call too. SIGINT is ignored: Ctrl-C goes to all of a terminal's foreground
+processes, and the bridge ends when its client does. A call that is under way when nobody reads stdout any more has one
+second left.
+"""
 
 
 # --- public names -----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,15 @@ from dspool.errors import ProgramError
 from dspool.pool.forms import modules_in, output_fields
 from dspool.pool.identity import loaded_dspy
 from dspool.pool.programs import Program
-from dspool.protocol.messages import ErrorInfo, ImportedProgram, Response, SignatureProgram
+from dspool.protocol.annotations import annotation
+from dspool.protocol.definitions import parse, parse_type
+from dspool.protocol.messages import DefinedProgram, ErrorInfo, ImportedProgram, Response, SignatureProgram
 from dspool.protocol.values import revive
 from dspool.signals import let_through
+
+_making = threading.Lock()
+NOT_RUN = frozenset({"invalid_args", "load_error", "program_missing", "unknown_command"})
+"""Codes of errors that were found before the program was called."""
 
 
 def result_of(program: Program, response: Response) -> Any:
@@ -57,6 +64,10 @@ def _fields_of(program: Program) -> dict[str, Any]:
     match program.spec:
         case SignatureProgram(signature=text):
             program.fields = _fields_of_text(text)
+        case DefinedProgram(definition=definition):
+            with _making:  # two callers at once get one and the same class
+                if program.fields is None:
+                    program.fields = _fields_of_definition(definition)
         case ImportedProgram(path=path):
             target = _imported(path)
             if target is None:
@@ -65,6 +76,14 @@ def _fields_of(program: Program) -> dict[str, Any]:
         case _:
             program.fields = {}
     return program.fields
+
+
+def _fields_of_definition(definition: dict[str, Any]) -> dict[str, Any]:
+    """The worker made its own models of the same schemas; the caller gets instances of these."""
+    import dspy  # noqa: F401  what makes types of a definition's looks it up
+
+    outputs = parse(definition, allow_imports=True).signature.outputs
+    return {field.name: annotation(parse_type(field.type, field.name)) for field in outputs}
 
 
 def _fields_of_text(text: str) -> dict[str, Any]:
@@ -143,13 +162,29 @@ def _invalid_args(info: ErrorInfo) -> str:
 
 def _lm_error(info: ErrorInfo) -> str:
     status = f" (status {info.status})" if info.status is not None else ""
-    if not info.retryable:
+    if info.status in (401, 403) or info.details.get("lm_code") in _KEY_CODES or "API key not valid" in info.message:
+        advice = _KEY_ADVICE
+    elif "LLM Provider NOT provided" in info.message:
+        advice = _PROVIDER_ADVICE
+    elif not info.retryable:
         advice = "The same call would fail again: see to the key, the model's name or the request."
     elif info.retry_after_s is not None:
         advice = f"The provider asks to try again after {info.retry_after_s:g} s."
     else:
         advice = "The same call may succeed later."
     return f"got an error from its LM{status}: {_cause(info).rstrip()}. {advice}"
+
+
+_KEY_CODES = ("auth", "not_configured")
+"""DSPy's own codes of a key that was refused, and of one that is missing."""
+_KEY_ADVICE = (
+    "The same call would fail again: set the provider's key in the workers' environment (env= of the pool, or before "
+    "it is opened), or give the LM an api_key."
+)
+_PROVIDER_ADVICE = (
+    'The same call would fail again. An LM is written "provider/model", as in "openai/gpt-4o-mini", with a provider '
+    'that DSPy or LiteLLM knows; a server of your own that speaks OpenAI\'s protocol is "openai/NAME" with api_base.'
+)
 
 
 def _parse_error(info: ErrorInfo) -> str:
@@ -161,6 +196,16 @@ def _parse_error(info: ErrorInfo) -> str:
 
 def _load_error(info: ErrorInfo) -> str:
     return f"can't be loaded in the worker, and was not run: {_cause(info)}"
+
+
+def load_error(program: Program, info: ErrorInfo, *, pool: str, worker_id: int) -> ProgramError:
+    """The error of a program that a worker could not load when it was to be registered."""
+    error = program_error(program, info, pool=pool, worker_id=worker_id)
+    error.args = (
+        f"pool {pool!r}: the program {program.label} was not registered, since worker {worker_id} can't load it: "
+        f"{_cause(info)}",
+    )
+    return error
 
 
 def _encode_error(info: ErrorInfo) -> str:

@@ -11,7 +11,6 @@ Rules:
 
 from __future__ import annotations
 
-import importlib
 import sys
 import threading
 import types
@@ -30,9 +29,11 @@ from dspool.protocol.messages import (
     ProgramSpec,
     SignatureProgram,
 )
+from dspool.protocol.secrets import Secrets
 from dspool.worker import definitions
-from dspool.worker.failures import Secrets
+from dspool.worker.import_paths import import_attribute as import_attribute
 from dspool.worker.inputs import Inputs, of_callable
+from dspool.worker.main_thread import MainThread
 
 if TYPE_CHECKING:
     from dspool.worker.runtime import Runtime
@@ -52,20 +53,36 @@ class Program(Protocol):
 
 
 class CallableProgram:
-    """A plain callable: keyword inputs in, its return value out. `lm` and deadline are nothing to it."""
+    """A plain callable: keyword inputs in, its return value out.
 
-    def __init__(self, target: Callable[..., Any]) -> None:
+    It may use DSPy inside: where the worker has DSPy, or the call an LM, it runs in a call's context as a module does.
+
+    Args:
+        target: the callable.
+        loader: has DSPy's runtime, or makes it.
+    """
+
+    def __init__(self, target: Callable[..., Any], loader: Loader) -> None:
         self.inputs = of_callable(target)
         self._target = target
+        self._loader = loader
 
     def call(self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None) -> Outcome:
         """Call it; a coroutine that it returns is run to its end."""
+        runtime = self._loader.runtime if lm is not None else self._loader.runtime_if_made
+        if runtime is None:
+            return "value", self._run(inputs), None
+        with runtime.call_context(lm, deadline) as tracker:
+            value = self._run(inputs)
+        return "value", value, tracker.get_total_tokens() or None
+
+    def _run(self, inputs: dict[str, Any]) -> Any:
         value = self._target(**inputs)
         if value.__class__ is types.CoroutineType:
             import asyncio  # a fifth of a worker's start, for what few programs do
 
             value = asyncio.run(value)
-        return "value", value, None
+        return value
 
 
 class Loader:
@@ -74,21 +91,26 @@ class Loader:
     Args:
         config: the worker's configuration, for the runtime of DSPy programs.
         secrets: learns what LMs' keys are.
+        main_thread: where DSPy is imported and configured; None: whoever asks is on it.
     """
 
-    def __init__(self, config: BootConfig, secrets: Secrets) -> None:
+    def __init__(self, config: BootConfig, secrets: Secrets, main_thread: MainThread | None = None) -> None:
         self._config = config
         self._secrets = secrets
-        self._runtime: Runtime | None = None
+        self._main_thread = main_thread or MainThread()
+        self.runtime_if_made: Runtime | None = None
 
     @property
     def runtime(self) -> Runtime:
-        """DSPy, imported and configured when it is first asked for; on the main thread."""
-        if self._runtime is None:
+        """DSPy, imported and configured when it is first asked for; from any thread."""
+        return self.runtime_if_made or self._main_thread.run(self._make_runtime)
+
+    def _make_runtime(self) -> Runtime:
+        if self.runtime_if_made is None:  # nobody else has asked for it while this waited for the main thread
             from dspool.worker.runtime import Runtime
 
-            self._runtime = Runtime(self._config, self._secrets)
-        return self._runtime
+            self.runtime_if_made = Runtime(self._config, self._secrets)
+        return self.runtime_if_made
 
     def load(self, spec: ProgramSpec) -> Program:
         """The program of a spec.
@@ -106,10 +128,21 @@ class Loader:
             case SignatureProgram(signature=signature):
                 runtime = self.runtime
                 return runtime.program(_predict(signature), {})
-            case DefinedProgram(definition=data):
-                definition = definitions.parse(data)
-                runtime = self.runtime
-                return runtime.program(definitions.build(definition), {})
+            case DefinedProgram():
+                return self._defined(spec)
+
+    def _defined(self, spec: DefinedProgram) -> Program:
+        """What the manager sends it has checked: by whom its definitions are written is the manager's to know."""
+        definition = definitions.parse(spec.definition, allow_imports=True)
+        runtime = self.runtime
+        state = None
+        if spec.state is not None:
+            import cloudpickle
+
+            state = cloudpickle.loads(spec.state)
+        module = definitions.build(definition, state)
+        names = [name for name, _ in module.named_predictors()]
+        return runtime.program(module, {} if spec.lm is None else dict.fromkeys(names, spec.lm))
 
     def _wrap(self, target: Any, lms: dict[str, LMSpec]) -> Program:
         dspy = sys.modules.get("dspy")  # a module, class or signature of DSPy's can only exist where that is loaded
@@ -122,7 +155,7 @@ class Loader:
                 return self.runtime.program(target, lms)
         if not callable(target):
             raise TypeError(f"a program is callable or a DSPy module; this is a {type(target).__qualname__}")
-        return CallableProgram(target)
+        return CallableProgram(target, self)
 
 
 def _predict(text: str) -> Any:
@@ -133,25 +166,6 @@ def _predict(text: str) -> Any:
     signature = dspy.Signature(text, custom_types={})
     definitions.check_names(list(signature.input_fields), list(signature.output_fields))
     return dspy.Predict(signature)
-
-
-def import_attribute(path: str) -> Any:
-    """What "package.module:attribute" names; the attribute may have dots.
-
-    Raises:
-        ValueError: the path has another form.
-        ImportError: there is no such module or attribute.
-    """
-    module_name, colon, attribute = path.partition(":")
-    if not (module_name and colon and attribute):
-        raise ValueError(f"an import path is written package.module:attribute, not {path!r}")
-    target: Any = importlib.import_module(module_name)
-    for name in attribute.split("."):
-        try:
-            target = getattr(target, name)
-        except AttributeError as error:
-            raise ImportError(f"{path!r} can't be imported: {error}") from error
-    return target
 
 
 class ProgramTable:
@@ -196,3 +210,8 @@ class ProgramTable:
             self._loaded.move_to_end(program_id)
             while len(self._loaded) > self._max_programs:
                 self._loaded.popitem(last=False)
+
+    def remove(self, program_id: str) -> None:
+        """Forget a program; a call of it that runs goes on."""
+        with self._lock:
+            self._loaded.pop(program_id, None)

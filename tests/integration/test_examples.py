@@ -33,6 +33,7 @@ SHOWN = {
         "its own call alone: WorkerLost",
         "and on: 70",
     ],
+    "programs_as_data.py": ["slot, lease", "told before any call: ", "ran once; kind chain_of_thought"],
     "map_rows.py": ["3 -> ProgramError", "5 -> WorkerLost", "6 ok, 1 failed, 1 lost, 1 worker replaced"],
 }
 

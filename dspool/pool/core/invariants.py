@@ -165,7 +165,8 @@ def _check_lease(core: PoolCore, lease: Lease) -> None:
         assert lease.worker_id not in lease.skipped, f"{_said(lease)} holds a worker that skipped it"
         assert lease.worker_id not in lease.removed, f"{_said(lease)} holds a worker that it removed"
         armed = core.timers.armed("hold", lease.lease_id)
-        assert armed == (lease.hold_s != c.INFINITY), f"{_said(lease)}: its hold_s is watched: {armed} (law 7)"
+        held = lease.state is LeaseState.GRANTED and lease.hold_s != c.INFINITY
+        assert armed == held, f"{_said(lease)}: its hold_s is watched: {armed} (law 7)"
         armed = core.timers.armed("check", lease.lease_id)
         checked = lease.state is LeaseState.CHECKING and lease.granted_at < lease.deadline < c.INFINITY
         assert armed == checked, f"{_said(lease)}: its deadline is watched while it is looked at: {armed} (law 7)"
@@ -350,7 +351,8 @@ def check_effects(core: PoolCore, effects: Iterable[c.Effect]) -> None:
             worker = core.workers[lease.worker_id]
             assert worker.state in _LIVE, f"lease {effect.lease_id} got a {worker.state.value} worker (law 6)"
             assert not core.paused, f"lease {effect.lease_id} was granted by a paused pool"
-            assert lease.deadline >= lease.granted_at, f"lease {effect.lease_id} was granted past its deadline (law 3)"
+            late = c.AT_ONCE < lease.deadline < lease.granted_at
+            assert not late, f"lease {effect.lease_id} was granted past its deadline (law 3)"
         elif isinstance(effect, c.Reject):
             lease = core.leases.get(effect.lease_id)
             assert lease is not None, f"lease {effect.lease_id} is refused and gone: nobody can read why"

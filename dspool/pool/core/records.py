@@ -83,6 +83,11 @@ class Lease(msgspec.Struct):
     refusal: Refusal | None = None
 
     @property
+    def all_found_dead(self) -> bool:
+        """Whether it was granted workers, and every one of them had died by itself."""
+        return 0 < self.found_dead == len(self.removed) + len(self.skipped)
+
+    @property
     def is_granted(self) -> bool:
         """Whether it holds its slot, the verdict given."""
         return self.state is LeaseState.GRANTED

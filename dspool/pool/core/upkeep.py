@@ -9,6 +9,7 @@ from __future__ import annotations
 from dspool.pool.core import commands as c, recycling
 from dspool.pool.core.fleet import OVER, READY, STARTING, STOPPING, Fleet
 from dspool.pool.core.records import Group, Worker
+from dspool.pool.core.restarts import FIRST_PING_S
 from dspool.pool.core.states import PoolState
 from dspool.pool.core.timers import TimerKind
 from dspool.types import ExitReason
@@ -40,7 +41,7 @@ class Upkeep(Fleet):
         if self.options.max_lifetime_s is not None:
             self.timers.arm(self._now + self._shortened(self.options.max_lifetime_s, number), "age", number)
         if self.options.ping_interval_s is not None:
-            self.timers.arm(self._now + self.options.ping_interval_s, "ping", number)
+            self.timers.arm(self._now + self._ping_pause_s(worker), "ping", number)
         if group.ready == 1:
             self._lines_begin_anew()
         group.breaker.became_ready()
@@ -248,13 +249,18 @@ class Upkeep(Fleet):
             self._wont_end(worker)
 
     def _ping_timer(self, worker: Worker) -> None:
-        interval = self.options.ping_interval_s
-        assert interval is not None
+        pause_s = self._ping_pause_s(worker)
         idle_since = self._now if worker.leased else worker.idle_since
-        if self._now - idle_since >= interval * _SLACK:
+        if self._now - idle_since >= pause_s * _SLACK:
             self._probe(worker)
             idle_since = self._now
-        self.timers.arm(idle_since + interval, "ping", worker.worker_id)
+        self.timers.arm(idle_since + pause_s, "ping", worker.worker_id)
+
+    def _ping_pause_s(self, worker: Worker) -> float:
+        """How long it is idle before a ping: not long where that is to prove it good."""
+        interval_s = self.options.ping_interval_s
+        assert interval_s is not None
+        return interval_s if worker.good else min(interval_s, FIRST_PING_S)
 
     def _wont_end(self, worker: Worker) -> None:
         """A worker that was to stop is still there: it counts no more, and may be replaced."""
