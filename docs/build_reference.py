@@ -534,12 +534,16 @@ def _parameters(signature: inspect.Signature) -> list[str]:
     for parameter in signature.parameters.values():
         if parameter.name == "self":
             continue
-        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in parts:
+        if parameter.kind is parameter.KEYWORD_ONLY and not any(re.match(r"\*(?!\*)", part) for part in parts):
             parts.append("*")
         stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            stars = "*"
         default = parameter.default
         ending = "" if default is parameter.empty else f" = {'...' if default is ... else repr(default)}"
         parts.append(f"{stars}{parameter.name}: {parameter.annotation}{ending}")
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            parts.append("/")
     return parts
 
 
