@@ -57,8 +57,8 @@ def check_key(lm: Any) -> None:
     """
     if lm is None or lm == "offline":
         return
+    from dspool.protocol.lm_keys import missing_key
     from dspool.protocol.messages import LMSpec
-    from dspool.supervisor.lm_keys import missing_key
 
     arguments = {"model": lm} if isinstance(lm, str) else dict(lm)
     lacks = missing_key(LMSpec("", arguments.pop("model"), arguments), os.environ)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dspool.protocol.lm_keys import missing_key
 from dspool.protocol.messages import DefinedProgram, LMSpec, SignatureProgram
 from dspool.supervisor.environment.asked import Asked, Finding, Program, failed, good, warning
-from dspool.supervisor.lm_keys import missing_key
 
 LITELLM_COSTS = "3 s at the first call and 140 MB in each worker"
 

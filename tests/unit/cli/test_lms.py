@@ -12,7 +12,7 @@ import pytest
 from dspool.cli.exits import EnvironmentLacks, ExitCode, exit_code_of
 from dspool.cli.lms import check_key, read_lm
 from dspool.cli.programs import check_program
-from dspool.supervisor.lm_keys import NATIVE
+from dspool.protocol.lm_keys import NATIVE
 
 pytestmark = pytest.mark.unit
 
