@@ -160,6 +160,10 @@ chaos: $(STAMP) ## kills, floods and starves real pools for a minute or two (ONL
 soak: $(STAMP) ## the same with the numbers of docs/explanation/reliability.md, half an hour or more
 	@$(PY) -m tests.chaos $(ONLY) --size soak --seed $(SEED) $(ARGS)
 
+.PHONY: cpython-suite
+cpython-suite: $(STAMP) ## CPython's own tests of executors against ours (exit code 2: this Python has none)
+	@$(PY) -m tests.cpython $(ARGS)
+
 .PHONY: coverage
 coverage: $(STAMP) ## branches of pool/core and protocol that the unit tests reach: all, or it fails
 	@$(PY) -m coverage run -m pytest -m unit tests/unit

@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: options, errors, events, commands, public names.
+"""Writes docs/reference/ from the code: options, errors, events, commands, the bridge, public names.
 
     python docs/build_reference.py            write the pages
     python docs/build_reference.py --check    say which pages differ from what the code gives, and fail
@@ -26,7 +26,19 @@ from dspool.cli.exits import EXIT_CODES
 from dspool.options import RANGES, PoolOptions, WorkerGroup
 from dspool.pool.events import EVENTS, QUEUE_LENGTH
 from dspool.protocol import definitions as grammar, field_types
-from dspool.types import CheckoutRequest, ExitReport, PoolHealth, PoolStats, Remove, Skip, WorkerInfo
+from dspool.types import (
+    AnswerFigures,
+    CheckoutRequest,
+    ExitReport,
+    HealthChange,
+    PoolHealth,
+    PoolStats,
+    Remove,
+    Skip,
+    WorkerInfo,
+)
+from dspool.worker.bridge.options import make_parser
+from dspool.worker.bridge.reference import CODES, COMMANDS, EXITS, Command
 
 FOLDER = Path(__file__).parent / "reference"
 MADE_BY = "<!-- Made by docs/build_reference.py from the code: change that, not this page. -->\n"
@@ -48,6 +60,7 @@ def pages() -> dict[str, str]:
         "events.md": events(),
         "definitions.md": definitions(),
         "cli.md": command_line(),
+        "bridge.md": bridge(),
         "api.md": api(),
     }
 
@@ -135,9 +148,11 @@ def error_tree() -> str:
     classes = [cls for cls in vars(errors).values() if inspect.isclass(cls) and issubclass(cls, errors.DspoolError)]
     for cls in classes:
         value = getattr(cls, "retryable", None)
-        if value is not None:
+        if "retryable" in inspect.signature(cls.__init__).parameters:
+            parts.append(f"| `{cls.__name__}` | its attribute `retryable` says |")
+        elif value is not None:
             parts.append(f"| `{cls.__name__}` | {'yes' if value else 'no'} |")
-    parts.append("| `ProgramError` | its attribute `retryable` says |\n")
+    parts.append("")
     for cls in classes:
         bases = " and a ".join(f"`{base.__name__}`" for base in cls.__bases__ if base is not Exception)
         parts += [f"## {cls.__name__}\n", *([f"Is a {bases}.\n"] if bases else []), _prose(cls.__doc__)]
@@ -342,6 +357,87 @@ def _option(option: click.Option) -> str:
     return f"| {names} | {_escaped(option.help or '')}{default} |"
 
 
+# --- the bridge -------------------------------------------------------------------------------------------------------
+
+
+def bridge() -> str:
+    """The bridge's options, commands, error codes and exit codes."""
+    parser = make_parser()
+    parts = [
+        "# The bridge\n",
+        MADE_BY,
+        f"`{parser.prog}`: DSPy behind stdin and stdout, for clients in any language.",
+        "[Use it from Elixir](../how-to/use-from-elixir.md) shows a whole client; `--help` has one in Python.\n",
+        _BRIDGE_FRAMES,
+        "## Options\n",
+        "| option | |",
+        "| --- | --- |",
+    ]
+    for action in parser._actions[1:]:
+        value = f" {' or '.join(action.choices)}" if action.choices else f" {action.metavar}"
+        parts.append(f"| `{action.option_strings[0]}`{value} | {_escaped(action.help or '')} |")
+    parts += ["\n## Commands\n", _BRIDGE_COMMANDS]
+    for command in COMMANDS:
+        parts.append(_bridge_command(command))
+    parts += ["## Error codes\n", "| code | means |", "| --- | --- |"]
+    parts += [f"| `{code}` | {_escaped(meaning)} |" for code, meaning in CODES.items()]
+    parts += ["\n## Exit codes\n", "| code | means |", "| --- | --- |"]
+    parts += [f"| {code} | {_escaped(meaning)} |" for code, meaning in EXITS.items()]
+    parts.append(_BRIDGE_END)
+    return "\n".join(parts)
+
+
+def _bridge_command(command: Command) -> str:
+    parts = [f"### {command.name}\n", command.text + "\n"]
+    if command.args:
+        parts += ["| argument | |", "| --- | --- |"]
+        for argument in command.args:
+            parts.append(
+                f"| `{argument.name}`{' (optional)' if argument.optional else ''} | {_escaped(argument.text)} |"
+            )
+        parts.append("")
+    if command.result:
+        parts.append(f"Result: {', '.join(f'`{name}`' for name in command.result)}.\n")
+    if command.codes:
+        parts.append(f"Refused with {', '.join(f'`{code}`' for code in command.codes)}.\n")
+    return "\n".join(parts)
+
+
+_BRIDGE_FRAMES = """\
+## Frames
+
+A frame is a 4-byte big-endian length, then that many bytes: one JSON object in UTF-8. Requests come on stdin, and
+each gets one answer on stdout, in the order of the requests; several may be waiting. They are carried out one after the
+other.
+
+```json
+{"id": 1, "command": "ping", "args": {}, "timestamp": "2026-01-31T12:00:00Z"}
+{"id": 1, "success": true, "result": {"status": "ok"}, "timestamp": 1769860800.0}
+{"id": 1, "success": false, "error": "Program not found: qa", "timestamp": 1769860800.0,
+ "error_info": {"code": "program_not_found", "message": "Program not found: qa",
+                "type": "", "traceback": "", "retryable": false}}
+```
+
+`id` is a whole number from 0 to 2^63 - 1 and `args` an object; both are needed. `session_id`, `deadline_ms` and
+`timestamp` may stand beside them. Keys and args that nobody knows are ignored. A frame whose body is no request is
+answered too, with `id` null where it can't be read. `error_info` always has `code`, `type`, `traceback` and
+`retryable`; `status`, `retry_after_s` and `details` where they are known. Numbers that JSON has no notation for, NaN
+and infinities, are refused both ways.
+
+What programs print goes to stderr, also from C and from processes that they start. Where stderr was merged into the
+framed stdout it goes nowhere instead. A child that a program forks neither reads requests nor writes answers.
+"""
+_BRIDGE_COMMANDS = """\
+Any of them may be refused with `invalid_args`, and with the codes of what is no request: `invalid_json`, `missing_id`,
+`invalid_id`, `missing_command`, `invalid_command`, `missing_args`, `unknown_command`.
+"""
+_BRIDGE_END = """
+SIGTERM ends it at once, in the middle of a call too. SIGINT is ignored: Ctrl-C goes to all of a terminal's foreground
+processes, and the bridge ends when its client does. A call that is under way when nobody reads stdout any more has one
+second left.
+"""
+
+
 # --- public names -----------------------------------------------------------------------------------------------------
 
 
@@ -354,12 +450,13 @@ def api() -> str:
         "names, arguments, values and errors, awaited. [Options](options.md) and [errors](errors.md) have pages of",
         "their own.\n",
     ]
-    for cls in (dspool.Pool, dspool.AsyncPool, dspool.Lease, dspool.AsyncLease):
+    for cls in (dspool.Pool, dspool.AsyncPool, dspool.Lease, dspool.AsyncLease, dspool.Executor):
         parts += [f"## {cls.__name__}\n", _prose(cls.__doc__)]
         for name, member in public_members(cls).items():
             parts += [_signature(cls, name, member), _prose(_callable(member).__doc__)]
     parts.append("## Structs\n\nFrozen; what a method returned doesn't change afterwards.\n")
-    for struct in (WorkerInfo, PoolStats, PoolHealth, ExitReport, CheckoutRequest, Remove, Skip):
+    shown = (WorkerInfo, PoolStats, PoolHealth, HealthChange, AnswerFigures, ExitReport, CheckoutRequest, Remove, Skip)
+    for struct in shown:
         fields = [f"{name}: {kind}" for name, kind in struct.__annotations__.items()]
         parts += [f"### {struct.__name__}\n", _prose(struct.__doc__), "```python", *fields, "```\n"]
     parts.append("`dspool.KEEP` is the third verdict of a `check` hook, beside `Remove(reason)` and `Skip(reason)`.\n")

@@ -40,11 +40,15 @@ if TYPE_CHECKING:
     from dspool.options import PoolOptions as PoolOptions, WorkerGroup as WorkerGroup
     from dspool.pool.aio import AsyncPool as AsyncPool
     from dspool.pool.blocking import Pool as Pool
+    from dspool.pool.executor import Executor as Executor
+    from dspool.pool.executor_calls import ExecutorBroken as ExecutorBroken
     from dspool.pool.leases import AsyncLease as AsyncLease, Lease as Lease
     from dspool.types import (
         KEEP as KEEP,
+        AnswerFigures as AnswerFigures,
         CheckoutRequest as CheckoutRequest,
         ExitReport as ExitReport,
+        HealthChange as HealthChange,
         Keep as Keep,
         PoolHealth as PoolHealth,
         PoolStats as PoolStats,
@@ -70,11 +74,18 @@ _NAMES = {
     "dspool.pool.blocking": """
         Pool
     """,
+    "dspool.pool.executor": """
+        Executor
+    """,
+    "dspool.pool.executor_calls": """
+        ExecutorBroken
+    """,
     "dspool.pool.leases": """
         AsyncLease Lease
     """,
     "dspool.types": """
-        KEEP CheckoutRequest ExitReport Keep PoolHealth PoolStats Remove Skip Verdict WorkerInfo
+        KEEP AnswerFigures CheckoutRequest ExitReport HealthChange Keep PoolHealth PoolStats Remove Skip Verdict
+        WorkerInfo
     """,
 }
 _HOME_OF = {name: home for home, names in _NAMES.items() for name in names.split()}

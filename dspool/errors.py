@@ -50,7 +50,10 @@ class EncodeError(DspoolError, TypeError):
 
 
 class PoolError(DspoolError):
-    """The pool could not give the call a worker. Nothing was executed unless a subclass says otherwise."""
+    """The pool could not give the call a worker. Nothing was executed unless a subclass says otherwise.
+
+    Where an idempotent call had been sent before, and may have run, `__cause__` is the WorkerLost of that time.
+    """
 
     retryable = False
 
@@ -80,7 +83,9 @@ class PoolBroken(PoolError):
 
 
 class QueueTimeout(PoolError, TimeoutError):
-    """No worker came free before the deadline. Nothing was executed and no worker was touched."""
+    """No worker came free before the deadline, or it was over before the call could be sent. Nothing was executed, and
+    no worker was touched.
+    """
 
     retryable = True
 
@@ -90,11 +95,13 @@ class CheckoutSkipped(PoolError):
 
     Attributes:
         reasons: worker_id -> what the verdict said of it.
+        retryable: whether it was removed workers alone, each of which had died by itself: those are replaced.
     """
 
-    def __init__(self, message: str, reasons: Mapping[int, str] | None = None) -> None:
+    def __init__(self, message: str, reasons: Mapping[int, str] | None = None, *, retryable: bool = False) -> None:
         super().__init__(message)
         self.reasons: dict[int, str] = dict(reasons or {})
+        self.retryable = retryable
 
 
 class SessionBusy(PoolError):

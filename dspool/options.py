@@ -171,7 +171,8 @@ class PoolOptions:
             and its like), LiteLLM takes the prices it came with (LITELLM_LOCAL_MODEL_COST_MAP=true), and glibc keeps
             the memory of large messages (MALLOC_ARENA_MAX=1 and two thresholds).
         check: hook(worker, request) -> KEEP | Remove(...) | Skip(...), called in the caller before each call is sent.
-            Its time counts towards the call's deadline; what it raises counts as Remove, and is logged.
+            Its time counts towards the call's deadline; what it raises counts as Remove, and is logged. AsyncPool calls
+            it on threads of its own.
         on_event: hook(name, fields), called on a thread of its own for each thing that happens to a worker or the pool.
             What it raises is logged; what it is too slow for is counted in `stats().events_dropped`.
         debug_log: a file that gets one line of JSON for each frame of the pool's pipes: time, worker, slot, command,
@@ -189,7 +190,7 @@ class PoolOptions:
             Memory is looked at every 5 seconds.
         max_rss_growth_bytes: the same for what it has beyond its first sample after its first answered call. Leave room
             for programs that it loads later; None: never.
-        ping_interval_s: seconds a worker is idle before it is pinged; None: never.
+        ping_interval_s: seconds a worker is idle before it is pinged, 1 at most if it ran no call yet; None: never.
         ping_timeout_s: seconds it has to answer.
         ping_failures: pings in a row it may miss before it is removed.
         grace_s: seconds a worker has to stop by itself, and running calls have at close().

@@ -116,6 +116,10 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     due: str | None = None
     """Why it should be retired once its replacement is ready, or None."""
     overflow: bool = False
+    last_ping_age_s: float | None = None
+    """Seconds since it last answered a ping; None: it never did. Only idle workers are pinged."""
+    last_ping_s: float | None = None
+    """How long that answer took."""
 
 
 class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,11 +190,57 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     """Events that the on_event hook was not told of, because it was too slow."""
 
 
+class HealthChange(msgspec.Struct, frozen=True, kw_only=True):
+    """The pool's status became another one."""
+
+    age_s: float
+    """How long ago."""
+    status: HealthStatus
+    before: HealthStatus
+    ready: int
+    target: int
+    reason: str
+
+
+class AnswerFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """How something that workers are asked, calls or pings, was answered."""
+
+    done: int = 0
+    """Since open(), failed ones included."""
+    failed: int = 0
+    consecutive_failures: int = 0
+    success_rate: float | None = None
+    """Of the last 100, the share that did not fail; None before the first."""
+    mean_s: float | None = None
+    """Of those that did not fail, the mean time from asking to the answer."""
+    last_age_s: float | None = None
+    """Seconds since the last one was over; None before the first."""
+
+
 class PoolHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the pool can do its work: ready workers against the target."""
+    """Whether the pool can do its work: ready workers against the target, now and since open()."""
 
     status: HealthStatus
     ready: int
     target: int
     breaker: Literal["closed", "open", "half_open"]
+    reason: str = ""
+    """Why the status became what it is; empty before its first change."""
+    since_s: float = 0.0
+    """How long it has been that."""
+    time_s: dict[HealthStatus, float] = {}
+    """Seconds in each status since open(), until close()."""
+    availability: float | None = None
+    """The share of that time in which the pool was not unhealthy, 0 to 1; its first start counts against it."""
+    availability_1h: float | None = None
+    """The same for the last hour, this minute and the 59 before it."""
+    changes: tuple[HealthChange, ...] = ()
+    """The last 64 changes of the status, the newest last."""
+    changes_unsaid: int = 0
+    """Changes that no event told of, because others came within the same second."""
+    pings: AnswerFigures = AnswerFigures()
+    """Pings of idle workers (`ping_interval_s`); one that is missed by a worker that has got a call is not counted."""
+    calls: AnswerFigures = AnswerFigures()
+    """Calls that ran and were not cancelled; failed: their program raised, their worker was lost, or they took too
+    long."""
     last_exit: ExitReport | None = None

@@ -301,9 +301,9 @@ class AsyncPool(PoolFront):
         """As Pool.delete_program()."""
         self._opened.programs.delete(program_id)
 
-    async def release(self, program: Any) -> None:
+    async def release(self, program: Any) -> bool:
         """As Pool.release()."""
-        self._driver.order(c.Release(self._program_id(program)))
+        return self._release(program)
 
     async def refresh(self, program: Any) -> None:
         """As Pool.refresh()."""

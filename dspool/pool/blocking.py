@@ -312,7 +312,8 @@ class Pool(PoolFront):
             session: the session's worker.
             affinity: how strongly; None: the pool's.
             timeout_s: seconds to wait for a worker; 0: now or QueueTimeout.
-            hold_s: seconds after which the lease is taken back and its worker replaced; None: no limit.
+            hold_s: seconds, from when you have the lease, after which it is taken back and its worker replaced; None:
+                no limit.
             priority: among waiting calls the lowest goes first.
             require: labels that the worker's group must have.
             unknown: no other keyword is taken.
@@ -412,9 +413,21 @@ class Pool(PoolFront):
         """
         self._opened.programs.delete(program_id)
 
-    def release(self, program: Any) -> None:
-        """Let a quarantined program run again: the program, its name, or the id that ProgramQuarantined names."""
-        self._driver.order(c.Release(self._program_id(program)))
+    def release(self, program: Any) -> bool:
+        """Let a quarantined program run again.
+
+        Args:
+            program: the program, its name, or the id that ProgramQuarantined names.
+
+        Returns:
+            Whether it was in quarantine. Where it was not, because its trial ended well meanwhile or it is another
+            program than you mean, nothing happens.
+
+        Raises:
+            ProgramNotFound: a string that is no name, no id of a program that this pool has run, no signature and no
+                import path.
+        """
+        return self._release(program)
 
     def refresh(self, program: Any) -> None:
         """Look at a program object again, after a change in place that its fingerprint can't see."""
@@ -451,7 +464,7 @@ class Pool(PoolFront):
         return self._stats()
 
     def health(self) -> PoolHealth:
-        """Ready workers against the target."""
+        """Whether the pool can do its work, since when, and how it was before; readable after close() too."""
         return self._health()
 
     def workers(self) -> list[WorkerInfo]:

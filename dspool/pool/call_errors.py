@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from dspool.errors import CallTimeout, PoolClosed, PoolError, QueueTimeout, WorkerLost
-from dspool.pool.core import commands as c, refusals
+from dspool.pool.core import commands as c
 from dspool.pool.core.records import Lease as LeaseRecord
 from dspool.pool.core.states import PoolState
 from dspool.pool.driver import Driver
@@ -34,11 +34,8 @@ def gist(response: Response) -> str:
 
 def queue_timeout(driver: Driver, lease: LeaseRecord, why: Callable[[float], c.Refusal] | None = None) -> QueueTimeout:
     """Give the place in the queue up, or the worker that came too late, and say so. `why`: of a worker that came."""
-    core, waited_s = driver.core, time.monotonic() - lease.created_at
-    if why is not None:
-        refusal = why(waited_s)
-    else:
-        refusal = refusals.late(waited_s, core.queue.count, core.groups.values(), paused=core.paused)
+    now = time.monotonic()
+    refusal = driver.core.why_late(lease, now) if why is None else why(now - lease.created_at)
     driver.step(c.Cancel(lease.lease_id, written=False, why="timeout"))
     return QueueTimeout(f"pool {driver.name!r} {refusal.message}")
 
@@ -82,6 +79,14 @@ def timed_out(driver: Driver, worker_id: int, program: Program, lease: LeaseReco
         f"pool {driver.name!r}: {program.label} did not end by its deadline: {waited_s + ran_s:.3f} s after the call, "
         f"{ran_s:.3f} s of them in worker {worker_id}, which {fate}; {advice}{dump}",
         report,
+    )
+
+
+def not_begun(driver: Driver, record: LeaseRecord, program: Program) -> QueueTimeout:
+    """The error of a kept lease's run whose deadline came before it was sent."""
+    return QueueTimeout(
+        f"pool {driver.name!r}: {program.label} was not sent, since its deadline was over before it could be; worker "
+        f"{record.worker_id} is untouched, and lease {record.lease_id} goes on; give the run more time with timeout_s"
     )
 
 

@@ -26,11 +26,13 @@ from dspool.pool.core.states import PoolState
 from dspool.pool.driver import Driver
 from dspool.pool.events import Events
 from dspool.pool.lease import settle
+from dspool.pool.lm_keys import LMKeys
 from dspool.pool.lm_specs import adapter_spec, lm_spec
 from dspool.pool.programs import ProgramStore
 from dspool.pool.steps import Steps
 from dspool.protocol.codec import MSGPACK
 from dspool.protocol.messages import HANDSHAKE_ID, BootConfig, LMSpec, NamedProgram, Request
+from dspool.protocol.secrets import Secrets
 from dspool.supervisor import boot, forked
 from dspool.supervisor.frame_log import FrameLog
 from dspool.supervisor.launch import Launcher, SpawnLauncher, descriptors_needed
@@ -56,7 +58,12 @@ class ControlPlane:
         self.serving = False
         """run() has made its first round."""
         self.driver = Driver(options, self.wake)
-        self.programs = ProgramStore(options)
+        self.events = Events(options.name, options.on_event)
+        secrets = Secrets.of_environment()
+        for env in (options.env, *(group.env for group in options.groups)):
+            secrets.add_environment(env)
+        self.lm_keys = LMKeys(options, self.events.publish, secrets)
+        self.programs = ProgramStore(options, self.lm_keys.look)
         self.lm: LMSpec | None = lm_spec(options.lm) if options.lm is not None else None
         self._adapter = adapter_spec(options.adapter) if options.adapter is not None else None
         self._warm = [
@@ -64,6 +71,8 @@ class ControlPlane:
         ]
         self.driver.warm = tuple(program.program_id for program in self._warm)
         self._check_boot_configs()
+        if self.lm is not None:
+            self.lm_keys.look(self.lm, everywhere=True)
         self._woken = False
         self.frame_log = FrameLog(options.debug_log, options.name) if options.debug_log is not None else None
         self.driver.frame_log = self.frame_log
@@ -73,10 +82,11 @@ class ControlPlane:
         self._wake_in.setblocking(False)
         for sock in (self._wake_out, self._wake_in):
             forked.guard_socket(sock)
-        self.events = Events(options.name, options.on_event)
         launcher = launcher or make_launcher(options)
         self.driver.start_method = launcher.start_method
-        self.supervisor = Supervisor(options, launcher, self.driver, self._boot_config, frame_log=self.frame_log)
+        self.supervisor = Supervisor(
+            options, launcher, self.driver, self._boot_config, frame_log=self.frame_log, secrets=secrets
+        )
         self._performers: dict[type, Callable[[Any], None]] = {
             c.Spawn: lambda order: self.supervisor.start(order.worker_id, self.driver.core.groups[order.group].options),
             c.Stop: lambda order: self.supervisor.stop(order.worker_id, order.reason, order.deadline),

@@ -256,8 +256,8 @@ class Driver:
         return pool_stats(self.core, self.name, time.monotonic(), **more)
 
     def health(self) -> PoolHealth:
-        """Ready workers against the target."""
-        health = self._look(lambda: pool_health(self.core))
+        """Ready workers against the target, now and since the pool was opened."""
+        health = self._look(lambda: pool_health(self.core, time.monotonic()))
         return health if self.broken is None else msgspec.structs.replace(health, status="unhealthy", ready=0)
 
     def program_state(self, program_id: str) -> tuple[bool, list[int]]:
@@ -302,7 +302,7 @@ class Driver:
         if refusal.code == "PoolBroken":
             return PoolBroken(text, refusal.reports)
         if refusal.code == "CheckoutSkipped":
-            return errors.CheckoutSkipped(text, refusal.reasons)
+            return errors.CheckoutSkipped(text, refusal.reasons, retryable=refusal.retryable)
         if refusal.code == "ProgramQuarantined":
             return errors.ProgramQuarantined(text, refusal.retry_after_s)
         error: PoolError = getattr(errors, refusal.code)(text)

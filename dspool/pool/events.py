@@ -57,8 +57,10 @@ EVENTS: dict[str, EventKind] = {
     # the pool
     "pool.health": _kind(
         "info",
-        "status before ready target",
-        "The pool is healthy, degraded or unhealthy, and was not before. It begins unhealthy, or healthy where lazy.",
+        "status before ready target reason unsaid",
+        "The pool is healthy, degraded or unhealthy, and was not before. It begins unhealthy, or healthy where lazy. "
+        "Of changes that follow one another closely five are told at once, then one a second, of what has come of them "
+        "by then; `unsaid` is how many in between were not told.",
     ),
     "pool.breaker_opened": _kind(
         "warning",
@@ -87,8 +89,16 @@ EVENTS: dict[str, EventKind] = {
     "pool.start_method": _kind(
         "warning", "start_method reason", "Workers are started in another way than the one that was asked for."
     ),
+    "template.lost": _kind(
+        "warning",
+        "pid how workers",
+        "A process that workers are forked from died. It harms no worker that was forked, but the exit status of those "
+        "will be unknown, so that they are replaced one by one; the next start makes a new one.",
+    ),
     "pool.template_kept": _kind(
-        "warning", "detail traceback", "A new template could not be made for reload(): the old one is kept."
+        "warning",
+        "detail traceback",
+        "A new template could not be made for reload(): the old one is kept. `traceback` says where it failed or hung.",
     ),
     # programs and calls
     "program.quarantined": _kind(
@@ -97,6 +107,12 @@ EVENTS: dict[str, EventKind] = {
         "Its calls kept ending workers: it is refused for so long. `ends` says how they did.",
     ),
     "program.released": _kind("info", "program", "It may run again: its trial ended well, or release() was called."),
+    "lm.key_missing": _kind(
+        "warning",
+        "model detail",
+        "A pool's, a program's or a call's LM has no key in the workers, as far as can be known. `detail` says which "
+        "variable is not set and where to set it. Said once for each LM, when the pool is opened or the LM first used.",
+    ),
     "lease.expired": _kind("debug", "lease_id worker_id hold_s", "A lease was held for longer than it may be."),
     "hook.late": _kind(
         "warning",

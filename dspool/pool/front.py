@@ -20,7 +20,7 @@ from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
 from dspool.pool.driver import Driver
-from dspool.pool.lm_specs import ambient_lm, lm_spec
+from dspool.pool.lm_specs import ambient_spec, lm_spec
 from dspool.pool.names import Candidate
 from dspool.pool.programs import Program
 from dspool.pool.results import NOT_RUN, load_error, program_error, result_of
@@ -49,6 +49,7 @@ _RUN_DEFAULTS: dict[str, Any] = {
 RUN_ARGUMENTS = tuple(_RUN_DEFAULTS)
 MAP_ARGUMENTS = ("concurrency", "ordered", "with_index", "return_exceptions", "progress")
 """map()'s own, beside those of run()."""
+LEASE_RUN_ARGUMENTS = ("timeout_s", "lm")
 CHECKOUT_ARGUMENTS = ("program", "session", "affinity", "timeout_s", "hold_s", "priority", "require")
 
 Prepared = tuple[Driver, Program, Steps[tuple[Response, int]]]
@@ -169,9 +170,11 @@ class PoolFront:
         *,
         timed: bool,
     ) -> bytearray:
-        if lm is None and control.lm is None and "dspy" in modules:
-            lm = ambient_lm()
-        spec = None if lm is None else lm_spec(lm)
+        spec = lm_spec(lm) if lm is not None else None
+        if spec is None and control.lm is None and "dspy" in modules:
+            spec = ambient_spec()
+        if spec is not None and spec.digest not in control.lm_keys.seen:
+            control.lm_keys.look(spec)
         try:
             if type(inputs) is not dict:
                 inputs = _as_inputs(inputs)
@@ -238,11 +241,14 @@ class PoolFront:
             raise OptionsError("hold_s must be a number of seconds over 0, or None; it is 0")
         return control.driver, checkout, warm
 
-    def _program_id(self, program: Any) -> str:
-        """The id of a program, or an id as it stands in an error."""
-        if isinstance(program, str) and program in self._driver.core.quarantine.records:
-            return program
-        return self._opened.programs.resolve(program).program_id
+    def _release(self, program: Any) -> bool:
+        control = self._opened
+        quarantine = control.driver.core.quarantine
+        if not (isinstance(program, str) and (program in quarantine.records or control.programs.knows(program))):
+            program = control.programs.resolve(program).program_id
+        held = quarantine.holds(program)
+        control.driver.order(c.Release(program))
+        return held
 
     def _deadline(self, timeout_s: Timeout, now: float) -> float:
         if timeout_s is ...:

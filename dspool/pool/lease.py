@@ -25,6 +25,7 @@ from dspool.pool.call_errors import (
     gist,
     lease_over,
     lost,
+    not_begun,
     queue_timeout,
     timed_out,
     tried,
@@ -176,6 +177,7 @@ def call(
     found nothing but dead workers until it was refused. Any other call stays refused: it may be why they died.
     """
     tries_left = driver.options.max_retries if idempotent else 0
+    lost_before: WorkerLost | None = None
     while True:
         lease_id = checkout.lease_id
         written = closed = False
@@ -196,7 +198,8 @@ def call(
                             raise
                         written = False
                         verdict = Remove("it ended before it had read the call")
-                        again = queue_deadline(driver.options, deadline, time.monotonic())
+                        now = time.monotonic()
+                        again = queue_deadline(driver.options, deadline, now) if now < deadline else deadline
                         driver.step(c.CheckoutVerdict(lease_id, verdict, died=True, deadline=again))
                         pipe.let_go()
                         pipe = None
@@ -207,10 +210,10 @@ def call(
                 now = time.monotonic()
                 if not (tries_left and isinstance(error, WorkerLost)) or now >= deadline:
                     raise error from (end if isinstance(end, ProtocolError) else None)
+                lost_before = error
                 checkout.deadline = queue_deadline(driver.options, deadline, now)  # the time that it ran was no wait
-            except CheckoutSkipped:
-                all_dead = 0 < lease.found_dead == len(lease.removed) + len(lease.skipped)
-                if not (tries_left and all_dead) or time.monotonic() >= deadline:
+            except CheckoutSkipped as skipped:
+                if not (tries_left and skipped.retryable) or time.monotonic() >= deadline:
                     raise
             else:
                 checkin = c.Checkin(lease_id)
@@ -220,6 +223,8 @@ def call(
                 closed = True
                 assert lease.worker_id is not None
                 return response, lease.worker_id
+        except PoolError as refused:  # which says that nothing was run: this time
+            raise refused from (refused.__cause__ or lost_before)
         finally:
             if not closed:
                 driver.step(c.Cancel(lease_id, written))
@@ -255,6 +260,8 @@ def run_in(
     """One run in a lease that is kept. After anything but a response the lease is over."""
     lease_id, worker_id = record.lease_id, record.worker_id
     assert worker_id is not None
+    if time.monotonic() >= deadline:  # sent now, it could only cost its worker
+        raise not_begun(driver, record, program)
     over = True
     written = False
     try:

@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 from dspool.errors import OptionsError, PoolError
 from dspool.pool import lease as path
@@ -16,7 +16,7 @@ from dspool.pool.core import commands as c
 from dspool.pool.core.records import Lease as Record
 from dspool.pool.core.states import LeaseState
 from dspool.pool.driver import Driver
-from dspool.pool.front import PoolFront, Timeout
+from dspool.pool.front import LEASE_RUN_ARGUMENTS, PoolFront, Timeout, unknown_argument
 from dspool.pool.interrupts import guarded
 from dspool.pool.polling import drive
 from dspool.pool.programs import Program
@@ -132,12 +132,23 @@ class Lease(_HeldSlot):
     def __init__(self, pool: Pool, driver: Driver, record: Record, pipe: SlotPipe) -> None:
         super().__init__(pool, driver, record, pipe)
 
-    def run(self, program: Any, inputs: Mapping[str, Any], *, timeout_s: Timeout = ..., lm: Any = None) -> Any:
+    def run(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        *,
+        timeout_s: Timeout = ...,
+        lm: Any = None,
+        **unknown: Never,
+    ) -> Any:
         """Run a program in the lease's worker; arguments, value and errors as Pool.run().
 
         Raises:
             PoolError: the lease is over, or runs another call.
+            QueueTimeout: `timeout_s` was over before the program could be sent. The lease goes on, as does its worker.
         """
+        if unknown:
+            raise unknown_argument("lease.run", unknown, LEASE_RUN_ARGUMENTS)
         return self._result(drive(self._driver, self._steps(program, inputs, timeout_s, lm)))
 
     def close(self) -> None:
@@ -158,12 +169,23 @@ class AsyncLease(_HeldSlot):
         super().__init__(pool, driver, record, pipe)
         self._pool = pool
 
-    async def run(self, program: Any, inputs: Mapping[str, Any], *, timeout_s: Timeout = ..., lm: Any = None) -> Any:
+    async def run(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        *,
+        timeout_s: Timeout = ...,
+        lm: Any = None,
+        **unknown: Never,
+    ) -> Any:
         """Run a program in the lease's worker; arguments, value and errors as AsyncPool.run().
 
         Raises:
             PoolError: the lease is over, or runs another call.
+            QueueTimeout: `timeout_s` was over before the program could be sent. The lease goes on, as does its worker.
         """
+        if unknown:
+            raise unknown_argument("lease.run", unknown, LEASE_RUN_ARGUMENTS)
         steps = self._steps(program, inputs, timeout_s, lm)
         return self._result(await self._pool._drive(steps))
 

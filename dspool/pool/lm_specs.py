@@ -98,6 +98,12 @@ def lm_spec(lm: Any) -> LMSpec:
     return spec
 
 
+def ambient_spec() -> LMSpec | None:
+    """The caller's ambient LM as a worker is sent it: marked, because a predictor's own LM goes before it."""
+    lm = ambient_lm()
+    return None if lm is None else msgspec.structs.replace(lm_spec(lm), ambient=True)
+
+
 def ambient_lm() -> Any:
     """The LM that dspy.configure or dspy.context gave the caller; None where there is none or dspy isn't loaded."""
     settings = getattr(sys.modules.get("dspy"), "settings", None)
@@ -149,6 +155,11 @@ def _forget(key: int, ref: weakref.ref[Any]) -> None:
 
 @functools.lru_cache(MAX_REMEMBERED)
 def _named(model: str) -> LMSpec:
+    if "://" in model:  # not shown: there may be a key in it
+        raise OptionsError(
+            "lm is an address, not a model. Write the model's name and the address apart: "
+            'lm={"model": "openai/NAME", "api_base": "http://...", "api_key": ...}'
+        )
     if model and "/" not in model and model not in _OFFLINE:
         # Only what begins like a model's name is shown: the rest may be a key in the wrong place.
         provider = next((name for word, name in _PROVIDERS.items() if model.startswith(word)), None)

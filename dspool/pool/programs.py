@@ -47,6 +47,7 @@ from dspool.protocol.frames import HEADER_BYTES, MAX_LENGTH
 from dspool.protocol.messages import (
     CreateArgs,
     ImportedProgram,
+    LMSpec,
     PickledProgram,
     SignatureProgram,
 )
@@ -79,10 +80,12 @@ class ProgramStore:
 
     Args:
         options: the pool's; `name` goes into errors, `max_frame_bytes` bounds a program's size.
+        on_lm: is told of each LM that a program brings along.
     """
 
-    def __init__(self, options: PoolOptions) -> None:
+    def __init__(self, options: PoolOptions, on_lm: Callable[[LMSpec], None] = lambda spec: None) -> None:
         self._pool = options.name
+        self._on_lm = on_lm
         self._max_bytes = options.max_frame_bytes
         self._lock = threading.RLock()
         self._names = Names(options.name)
@@ -122,9 +125,7 @@ class ProgramStore:
 
         Args:
             program_id: the name, 1 to 256 characters.
-            definition: any program form.
-            replace: whether it may be put in the place of what has that name.
-            allow_pickle: whether a definition's saved state may be a pickle.
+            definition, replace, allow_pickle: as Pool.create_program().
 
         Raises:
             ProgramExists: the name is taken.
@@ -153,18 +154,16 @@ class ProgramStore:
             if not self._names.has_program(candidate.program.program_id):
                 self._forget(candidate.program.program_id)
 
+    def knows(self, program_id: str) -> bool:
+        """Whether it is the id of a program that this pool was given, and hasn't forgotten for others."""
+        return program_id in self._programs
+
     def names(self) -> list[str]:
         """The registered names, oldest first."""
         return list(self._names)
 
     def info(self, program_id: str) -> dict[str, Any]:
-        """What is known of a registered program, as plain data.
-
-        Returns:
-            program_id (the name), id (the program's own), kind (of a definition, or the form that it was given in),
-            label, signature (where it was given as one, else None), lm (the model of its own LM, several separated by
-            commas, or None), bytes, created_at and last_executed (ISO 8601), execution_count (since it was created or
-            replaced).
+        """What is known of a registered program, as plain data; all but quarantine and workers of Pool.program_info().
 
         Raises:
             ProgramNotFound: there is none of that name.
@@ -266,6 +265,8 @@ class ProgramStore:
             found = defined.read(definition, allow_pickle=allow_pickle)
         except (DefinitionError, EncodeError) as error:
             self._refuse(str(error))
+        if found.spec.lm is not None:
+            self._on_lm(found.spec.lm)
         program_id = f"{_prefix(found.name)}-{found.digest}"
         return self._kept(Program(program_id, f"{found.name:.100}", found.spec, True, unproven=found.unproven))
 
@@ -298,6 +299,8 @@ class ProgramStore:
         try:
             predictors = [(name, part) for name, part in module.named_predictors() if is_lm(part.lm)]
             lms = {name: lm_spec(part.lm) for name, part in predictors}
+            for lm in lms.values():
+                self._on_lm(lm)
         except Exception as error:
             let_through(error)
             raise EncodeError(f"pool {self._pool!r}: the program {label} can't be sent: {error!s:.500}") from error

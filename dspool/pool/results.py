@@ -162,13 +162,29 @@ def _invalid_args(info: ErrorInfo) -> str:
 
 def _lm_error(info: ErrorInfo) -> str:
     status = f" (status {info.status})" if info.status is not None else ""
-    if not info.retryable:
+    if info.status in (401, 403) or info.details.get("lm_code") in _KEY_CODES or "API key not valid" in info.message:
+        advice = _KEY_ADVICE
+    elif "LLM Provider NOT provided" in info.message:
+        advice = _PROVIDER_ADVICE
+    elif not info.retryable:
         advice = "The same call would fail again: see to the key, the model's name or the request."
     elif info.retry_after_s is not None:
         advice = f"The provider asks to try again after {info.retry_after_s:g} s."
     else:
         advice = "The same call may succeed later."
     return f"got an error from its LM{status}: {_cause(info).rstrip()}. {advice}"
+
+
+_KEY_CODES = ("auth", "not_configured")
+"""DSPy's own codes of a key that was refused, and of one that is missing."""
+_KEY_ADVICE = (
+    "The same call would fail again: set the provider's key in the workers' environment (env= of the pool, or before "
+    "it is opened), or give the LM an api_key."
+)
+_PROVIDER_ADVICE = (
+    'The same call would fail again. An LM is written "provider/model", as in "openai/gpt-4o-mini", with a provider '
+    'that DSPy or LiteLLM knows; a server of your own that speaks OpenAI\'s protocol is "openai/NAME" with api_base.'
+)
 
 
 def _parse_error(info: ErrorInfo) -> str:
@@ -200,6 +216,14 @@ def _too_large(info: ErrorInfo) -> str:
     return f"ran, but {info.message}. Let it return less, or raise max_frame_bytes"
 
 
+def _not_plain(info: ErrorInfo) -> str:
+    return f"ran, but {info.message}"
+
+
+def _call_not_loaded(info: ErrorInfo) -> str:
+    return f"was not called: the call can't be unpickled in the worker: {info.message}"
+
+
 _SAYINGS: dict[str, Callable[[ErrorInfo], str]] = {
     "invalid_args": _invalid_args,
     "lm_error": _lm_error,
@@ -207,4 +231,6 @@ _SAYINGS: dict[str, Callable[[ErrorInfo], str]] = {
     "load_error": _load_error,
     "encode_error": _encode_error,
     "result_too_large": _too_large,
+    "not_plain": _not_plain,
+    "call_not_loaded": _call_not_loaded,
 }

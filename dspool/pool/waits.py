@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import anyio
-import anyio.to_thread
 
 from dspool.errors import PoolError
 from dspool.pool.driver import Driver
@@ -59,6 +58,7 @@ class AnyioWaits:
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
         self.thread = threading.get_ident()
+        self._hooks_left: set[_Asked] = set()
 
     async def wait(self, wait: Wait) -> Any:
         """Wait as asked, READ aside; the answer is the hook's verdict, or whether it came before the deadline."""
@@ -84,14 +84,37 @@ class AnyioWaits:
         return _in_time(_wait_ready, pipe, deadline)
 
     async def ask(self, hook: Callable[[], Any]) -> Any:
-        """A check hook's answer: on a thread, since it may block. What an async one gives is still to be awaited."""
+        """A check hook's answer: on a thread, since it may block. What an async one gives is still to be awaited.
+
+        Raises:
+            PoolError: too many calls of it never returned, or the system refuses the thread.
+        """
+        if len(self._hooks_left) >= HOOKS_LEFT:
+            raise PoolError(
+                f"pool {self.driver.name!r}: {HOOKS_LEFT} calls of its check hook went on after their deadlines and "
+                "have not returned; the hook is not called until one does. Give it a time limit of its own"
+            )
         asked = _Asked(hook)
+
+        def run() -> None:
+            asked.run()
+            self._hooks_left.discard(asked)
+
         try:
-            await anyio.to_thread.run_sync(asked.run, abandon_on_cancel=True)
+            await self.on_thread(run)
+        except Exception:  # there is no thread for it
+            raise
         except BaseException:
+            self._hooks_left.add(asked)
             asked.give_up()
+            if asked.returned:  # before it was added
+                self._hooks_left.discard(asked)
             raise
         return asked.answer()
+
+    async def on_thread(self, work: Callable[[], None]) -> None:
+        """Run it on a thread; cancelled, it runs on there. Not one of the application's, which it could use up."""
+        raise NotImplementedError
 
     async def grant(self, lease_id: int, deadline: float) -> bool:
         """Until the lease is granted or refused."""
@@ -122,7 +145,6 @@ class AsyncioWaits(AnyioWaits):
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
         self.loop = asyncio.get_running_loop()
-        self._hooks_left: set[_Asked] = set()
 
     def read(self, pipe: SlotPipe, deadline: float) -> Awaitable[bool]:
         """Until the pipe can be read."""
@@ -135,37 +157,18 @@ class AsyncioWaits(AnyioWaits):
         future: asyncio.Future[bool] = reader.wait(deadline)
         return future
 
-    async def ask(self, hook: Callable[[], Any]) -> Any:
-        """As above, on a daemon thread: anyio's, if the hook never returns, keeps the interpreter from ending.
-
-        Raises:
-            PoolError: too many calls of it never returned, or the system refuses the thread.
-        """
-        if len(self._hooks_left) >= HOOKS_LEFT:
-            raise PoolError(
-                f"pool {self.driver.name!r}: {HOOKS_LEFT} calls of its check hook went on after their deadlines and "
-                "have not returned; the hook is not called until one does. Give it a time limit of its own"
-            )
-        answered: asyncio.Future[bool] = self.loop.create_future()
-        asked = _Asked(hook)
+    async def on_thread(self, work: Callable[[], None]) -> None:
+        """As above. A daemon thread: anyio's, if the work never returns, keeps the interpreter from ending."""
+        done: asyncio.Future[bool] = self.loop.create_future()
 
         def run() -> None:
-            asked.run()
-            self._hooks_left.discard(asked)
-            self._tell(answered)
+            work()
+            self._tell(done)
 
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(run,), name="dspool-check", daemon=True)
         start_thread(thread, self.driver.name)
-        try:
-            await answered
-        except BaseException:
-            self._hooks_left.add(asked)
-            asked.give_up()
-            if asked.returned:  # before it was added
-                self._hooks_left.discard(asked)
-            raise
-        return asked.answer()
+        await done
 
     async def write(self, pipe: SlotPipe, deadline: float) -> bool:
         """Until the pipe can be written or read: a worker that answers too early, or ends, makes it readable."""
@@ -371,6 +374,7 @@ class TrioWaits(AnyioWaits):
 
         self.trio = trio
         self.token = trio.lowlevel.current_trio_token()
+        self._threads = trio.CapacityLimiter(_NEVER)
 
     async def read(self, pipe: SlotPipe, deadline: float) -> bool:
         """Until the pipe can be read."""
@@ -381,6 +385,10 @@ class TrioWaits(AnyioWaits):
         with trio.move_on_after(max(0.0, deadline - time.monotonic())) as scope:
             await trio.lowlevel.wait_readable(pipe.sock)
         return not scope.cancelled_caught
+
+    async def on_thread(self, work: Callable[[], None]) -> None:
+        """As above. Trio's threads are daemons; the limit is HOOKS_LEFT, and not the one for all of the application."""
+        await self.trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
 
     async def grant(self, lease_id: int, deadline: float) -> bool:
         """Until the lease is granted or refused."""

@@ -54,6 +54,9 @@ class Codec:
             EncodeError: it holds a value that has no plain form.
             FrameTooLarge: it is over the cap.
         """
+        return self._encode(message, max_frame_bytes)
+
+    def _encode(self, message: Any, max_frame_bytes: int) -> bytearray:
         frame = bytearray(_INITIAL_BYTES)
         try:
             self._encoder.encode_into(message, frame, HEADER_BYTES)
@@ -108,21 +111,29 @@ class Codec:
 
 class _JSONCodec(Codec):
     def encode(self, message: Request | Response, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> bytearray:
-        return super().encode(_with_plain_json(message), max_frame_bytes)
+        return self._encode(_plain_json(message), max_frame_bytes)
 
 
-def _with_plain_json(message: Request | Response) -> Request | Response:
+_ALWAYS_TOLD = {"code": "", "type": "", "traceback": "", "retryable": False}
+"""What a client may read in any error_info, without asking first whether it is there."""
+
+
+def _plain_json(message: Request | Response) -> Any:
     if isinstance(message, Request):
         return msgspec.structs.replace(message, args=values.to_json(message.args, "args"))
-    changes: dict[str, Any] = {}
+    body: dict[str, Any] = {"id": message.id, "success": message.success}
     if message.result is not msgspec.UNSET:
-        changes["result"] = values.to_json(message.result, "result")
+        body["result"] = values.to_json(message.result, "result")
     if message.usage is not None:
-        changes["usage"] = values.to_json(message.usage, "usage")
+        body["usage"] = values.to_json(message.usage, "usage")
+    if message.error is not None:
+        body["error"] = message.error
     if message.error_info is not None:
         details = values.to_json(message.error_info.details, "details")
-        changes["error_info"] = msgspec.structs.replace(message.error_info, details=details)
-    return msgspec.structs.replace(message, **changes)
+        info = msgspec.structs.replace(message.error_info, details=details)
+        body["error_info"] = {**_ALWAYS_TOLD, **msgspec.to_builtins(info)}
+    body["timestamp"] = message.timestamp
+    return body
 
 
 MSGPACK = Codec(

@@ -119,16 +119,24 @@ def validate_request(body: Any) -> Request:
 class LMSpec(msgspec.Struct, omit_defaults=True, frozen=True):
     """An LM as plain data: what dspy.LM is built with, or, for an LM that is an object of its own, its pickle.
 
-    `digest` identifies it: equal specs are one LM object in a worker.
+    `digest` identifies it: equal specs are one LM object in a worker. `ambient` is no part of that: it marks the LM of
+    the caller's own DSPy settings, which gives way to a predictor's.
     """
 
     digest: str
     model: str = ""
     kwargs: dict[str, Any] = {}
     pickled: bytes | None = None
+    ambient: bool = False
 
-    def __repr__(self) -> str:  # the arguments hold keys
-        return f"LMSpec(digest={self.digest!r}, model={self.model!r}, ...)"
+    def __repr__(self) -> str:
+        """Without the values of its arguments: some are keys."""
+        what = f"{len(self.pickled):,} bytes pickled" if self.pickled is not None else ", ".join(self.kwargs)
+        return f"<LMSpec {self.model!r} {self.digest} ({what})>"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """As repr(), for rich, which msgspec's structs otherwise tell everything."""
+        return [("digest", self.digest), ("model", self.model)]
 
 
 class PickledProgram(msgspec.Struct, tag="pickled", omit_defaults=True):

@@ -1,8 +1,8 @@
 """Records: what crosses a template's control socket, each with the file descriptors that belong to it.
 
     manager -> template    Prepare, once; then Fork for each worker
-    template -> manager    Prepared or Unprepared, once; then Forked or Refused for each Fork, and Exited for each
-                           worker that ended
+    template -> manager    Importing for each module, then Prepared or Unprepared, once; then Forked or Refused for each
+                           Fork, and Exited for each worker that ended
 
 The socket is SOCK_SEQPACKET: a record arrives whole or not at all, so there is no frame around it. Descriptors go
 beside it by SCM_RIGHTS; this is the one module of this package that touches a socket, because a record and its
@@ -58,6 +58,12 @@ class Prepared(msgspec.Struct, frozen=True, tag=True):
     unsafe: str = ""
 
 
+class Importing(msgspec.Struct, frozen=True, tag=True):
+    """It begins to import this module; empty: it has imported them all."""
+
+    module: str
+
+
 class Unprepared(msgspec.Struct, frozen=True, tag=True):
     """Something could not be imported; it exits."""
 
@@ -88,7 +94,7 @@ class Exited(msgspec.Struct, frozen=True, tag=True):
     peak_rss_kib: int
 
 
-Record = Prepare | Fork | Prepared | Unprepared | Forked | Refused | Exited
+Record = Prepare | Fork | Importing | Prepared | Unprepared | Forked | Refused | Exited
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)

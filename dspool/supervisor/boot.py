@@ -6,16 +6,39 @@ from typing import Any
 
 import msgspec
 
+from dspool.errors import WorkerStartError
 from dspool.protocol.messages import PROTOCOL_VERSION, BootConfig, ErrorInfo, Response
+from dspool.types import ExitReason
 
 COMMAND = "ping"
 
 
 class BootFailure(msgspec.Struct, frozen=True):
-    """Why a worker can't serve, before it ever could."""
+    """Why a worker can't serve, before it ever could.
+
+    Attributes:
+        detail: in words.
+        traceback: of its own code, where that raised.
+        stack_dump: where the process was that took too long.
+        reason: the exit reason that this makes.
+    """
 
     detail: str
     traceback: str = ""
+    stack_dump: str = ""
+    reason: ExitReason = "boot_error"
+
+
+class LaunchFailed(WorkerStartError):
+    """Raised by a launcher that knows more of why a worker can't be started than a text.
+
+    Attributes:
+        failure: what it knows.
+    """
+
+    def __init__(self, failure: BootFailure) -> None:
+        super().__init__(failure.detail, None, failure.traceback or None)
+        self.failure = failure
 
 
 def handshake_args(config: BootConfig) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def fitting_order(ending: Ending) -> Order | None:
 def explain(ending: Ending) -> tuple[ExitReason, str]:
     """The reason, and what the reason alone doesn't say."""
     if ending.failure is not None:
-        return "boot_error", ending.failure.detail
+        return ending.failure.reason, ending.failure.detail
     if order := fitting_order(ending):
         return order.reason, order.detail
     status, how = ending.status, describe(ending.status)
@@ -130,7 +130,7 @@ def build_report(ending: Ending) -> ExitReport:
         peak_rss_bytes=status.peak_rss_bytes or ending.peak_rss_bytes,
         oom_kills=ending.oom_kills,
         output_tail=ending.output_tail,
-        stack_dump=current_first(ending.stack_dump),
+        stack_dump=current_first(ending.stack_dump or (ending.failure.stack_dump if ending.failure else "")),
         remote_traceback=ending.failure.traceback if ending.failure else "",
         start_method=ending.start_method,
     )

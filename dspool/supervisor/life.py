@@ -37,8 +37,9 @@ from dspool.logs import get_logger
 from dspool.options import PoolOptions, WorkerGroup
 from dspool.protocol.limits import DUMP_SIGNAL
 from dspool.protocol.messages import BootConfig
+from dspool.protocol.secrets import Secrets
 from dspool.supervisor import boot, health
-from dspool.supervisor.boot import BootFailure
+from dspool.supervisor.boot import BootFailure, LaunchFailed
 from dspool.supervisor.control import ControlPipe, Question
 from dspool.supervisor.exits import Ending, Order, build_report, fitting_order
 from dspool.supervisor.faults import faults_logged, log_fault
@@ -101,6 +102,7 @@ class WorkerProcess:
         options: PoolOptions,
         listener: Listener,
         oom: OomCounter,
+        secrets: Secrets,
         frame_log: FrameLog | None = None,
     ) -> None:
         self.worker_id = worker_id
@@ -119,6 +121,7 @@ class WorkerProcess:
         self._oom = oom
         self._oom_kills_before = oom.count()
         self._frame_log = frame_log
+        self._secrets = secrets
         self._handle: ProcessHandle
         self._control: ControlPipe
         self._output: WorkerOutput
@@ -151,6 +154,8 @@ class WorkerProcess:
                 launched = await self._launch(launcher)
                 if launched:
                     await self._attend(config)
+            except LaunchFailed as error:
+                self._boot_failure = error.failure
             except DspoolError as error:
                 trace = error.remote_traceback if isinstance(error, WorkerStartError) else None
                 self._boot_failure = BootFailure(str(error), trace or "")
@@ -197,7 +202,7 @@ class WorkerProcess:
         self._log = self._log.bind(pid=self.pid)
         self._control = control_pipe(launched.control, self._options.max_frame_bytes, self._frame_log, self.worker_id)
         fields = {"pool": self._options.name, "worker_id": self.worker_id, "pid": self.pid}
-        self._output = WorkerOutput(launched.output_fds, fields)
+        self._output = WorkerOutput(launched.output_fds, fields, self._secrets.mask)
         return True
 
     async def _attend(self, config: BootConfig) -> None:

@@ -5,7 +5,8 @@ Rules:
     2. Whatever a worker writes, others don't wait for it: one read of bounded size per wake-up, a few lines logged at a
        time, LINES_PER_S lines a second. What is over that is counted and a line says how many; it is still in the tail.
        A worker that floods is read with pauses, so it waits for its pipe, not the loop for it.
-    3. EOF means nothing: a grandchild may hold a pipe open for ever, and a worker may close its own.
+    3. Keys are masked before anything is cut, logged or reported: a program, or a client in it, may print its own.
+    4. EOF means nothing: a grandchild may hold a pipe open for ever, and a worker may close its own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -21,6 +22,8 @@ from anyio.lowlevel import checkpoint
 from dspool.logs import get_logger
 
 TAIL_BYTES = 8 * 1024
+MARGIN_BYTES = 4 * 1024
+"""Bytes before the tail that are kept too: a key that is cut in half isn't found any more, so the cut comes after."""
 LINE_BYTES = 4 * 1024
 """A longer line is logged in pieces."""
 LINES_PER_S = 500
@@ -38,10 +41,12 @@ class WorkerOutput:
     Args:
         fds: stream name -> the pipe's read end, non-blocking.
         fields: what each log line says beside its text: pool, worker_id, pid.
+        mask: takes keys out of a text.
     """
 
-    def __init__(self, fds: Mapping[str, int], fields: Mapping[str, object]) -> None:
+    def __init__(self, fds: Mapping[str, int], fields: Mapping[str, object], mask: Callable[[str], str] = str) -> None:
         self._fds = dict(fds)
+        self._mask = mask
         self._log = get_logger("dspool.worker", **fields)
         self._tail = bytearray()
         self._partial = dict.fromkeys(fds, b"")
@@ -57,7 +62,15 @@ class WorkerOutput:
 
     def tail(self) -> str:
         """The last TAIL_BYTES of both streams, in the order of arrival."""
-        return self._tail.decode("utf-8", "replace")
+        masked = self._masked(self._tail)
+        if len(self._tail) > TAIL_BYTES:
+            masked = masked[len(self._tail) - TAIL_BYTES :][-TAIL_BYTES:]
+        return masked.decode("utf-8", "replace")
+
+    def _masked(self, data: bytes | bytearray) -> bytes:
+        text = data.decode("utf-8", "surrogateescape")
+        masked = self._mask(text)
+        return bytes(data) if masked is text else masked.encode("utf-8", "surrogateescape")
 
     async def drain(self, stream: str) -> None:
         """Read one stream until it ends."""
@@ -83,7 +96,7 @@ class WorkerOutput:
                 self._take(stream, data)
         for stream, rest in self._partial.items():
             if rest:
-                self._waiting.append((stream, rest))
+                self._waiting.append((stream, self._masked(rest)))
         # Its last words say most about its end.
         while len(self._waiting) > _REST_LINES:
             self._waiting.popleft()
@@ -94,7 +107,7 @@ class WorkerOutput:
     def _take(self, stream: str, data: bytes) -> bool:
         """Keep the tail, queue the lines that may be logged; False where there were more."""
         self._tail += data
-        del self._tail[:-TAIL_BYTES]
+        del self._tail[: -TAIL_BYTES - MARGIN_BYTES]
         self._start_window()
         *lines, rest = (self._partial[stream] + data).split(b"\n", self._left)
         over = rest.count(b"\n")
@@ -107,7 +120,7 @@ class WorkerOutput:
             else:
                 lines.append(self._partial[stream])
             self._partial[stream] = b""
-        for line in lines:
+        for line in map(self._masked, lines):
             pieces = [line[start : start + LINE_BYTES] for start in range(0, max(1, len(line)), LINE_BYTES)]
             self._waiting.extend((stream, piece) for piece in pieces)
             self._left = max(0, self._left - len(pieces))

@@ -22,6 +22,7 @@ import anyio.lowlevel
 from dspool.logs import get_logger
 from dspool.options import PoolOptions, WorkerGroup
 from dspool.protocol.messages import BootConfig
+from dspool.protocol.secrets import Secrets
 from dspool.supervisor.faults import log_fault
 from dspool.supervisor.frame_log import FrameLog
 from dspool.supervisor.health import RSS_INTERVAL_S, sample_rss
@@ -49,6 +50,7 @@ class Supervisor:
         boot_config: (worker_id, group name) -> what the handshake tells that worker. Called at its start.
         rss_interval_s: seconds between two samples of the workers' memory.
         frame_log: where the control pipes' frames are logged, or None.
+        secrets: what is masked in the workers' output.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Supervisor:
         *,
         rss_interval_s: float = RSS_INTERVAL_S,
         frame_log: FrameLog | None = None,
+        secrets: Secrets | None = None,
     ) -> None:
         self._options = options
         self._launcher = launcher
@@ -67,6 +70,7 @@ class Supervisor:
         self._boot_config = boot_config
         self._rss_interval_s = rss_interval_s
         self._frame_log = frame_log
+        self._secrets = secrets or Secrets()
         self._workers: dict[int, WorkerProcess] = {}
         self._oom = OomCounter()
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -129,7 +133,9 @@ class Supervisor:
             )
             self._listener.worker_exited(worker_id, report)
             return
-        worker = WorkerProcess(worker_id, group, self._options, self._listener, self._oom, self._frame_log)
+        worker = WorkerProcess(
+            worker_id, group, self._options, self._listener, self._oom, self._secrets, self._frame_log
+        )
         self._workers[worker_id] = worker
         start_soon(self._tasks, self._live, worker)
 

@@ -43,6 +43,7 @@ from dspool.protocol.records import (
     Exited,
     Fork,
     Forked,
+    Importing,
     Prepare,
     Prepared,
     Record,
@@ -131,6 +132,7 @@ class Template:
         self._control: socket.socket
         self._output: WorkerOutput
         self._scope = anyio.CancelScope(shield=True)
+        self._importing = ""
         self._sending = anyio.Lock()
         self._fork_ids = itertools.count(1)
         self._asked: dict[int, AskedFork] = {}
@@ -231,10 +233,12 @@ class Template:
             await self.settled.wait()
         if self.settled.is_set():
             return
+        where = f"; it imports {self._importing!r}" if self._importing else ""
         self.failure = BootFailure(
             f"the template that it is forked from is not ready within {within_s:g} s"
-            f" (start_timeout_s={self._start_timeout_s:g})",
-            self._handle.read_dump(),
+            f" (start_timeout_s={self._start_timeout_s:g}){where}",
+            stack_dump=self._handle.read_dump(),
+            reason="start_timeout",
         )
         self._cut()
 
@@ -351,6 +355,8 @@ class Template:
                 if self._phase is Phase.STARTING:  # one that is being buried stays dead, whatever it has said last
                     self._phase, self.unsafe = Phase.READY, unsafe
                     self.settled.set()
+            case Importing(module):
+                self._importing = module
             case Unprepared(error):
                 self.failure = failure_of(error)
             case _:
@@ -393,7 +399,10 @@ class Template:
             self.failure = BootFailure(detail, last_words)
         orphans = [asked for asked in self._asked.values() if isinstance(asked.answer, tuple)]
         if was_ready and not self._expected:
-            self._log.warning("a template died; its workers are replaced one by one", how=how, workers=len(orphans))
+            pid = None if self._handle is None else self._handle.launched.pid
+            with faults_logged(self._log, "the listener failed"):
+                fields = {"pid": pid, "how": how, "workers": len(orphans)}
+                self._listener.start_method_event("template.lost", fields)
             for asked in orphans:
                 with faults_logged(self._log, "the listener failed"):
                     self._listener.worker_due(asked.worker_id)

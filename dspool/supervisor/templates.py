@@ -27,6 +27,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from dspool.errors import WorkerStartError
 from dspool.protocol.records import Prepare
+from dspool.supervisor.boot import LaunchFailed
 from dspool.supervisor.launch import Launcher, LaunchRequest, SpawnLauncher, start_failure
 from dspool.supervisor.listener import Listener
 from dspool.supervisor.process import Launched
@@ -164,7 +165,7 @@ class TemplateLauncher(Launcher):
                 killed += starting.was_killed
                 if starting.was_killed and killed < TRIES:
                     continue
-                raise WorkerStartError(starting.failure.detail, None, starting.failure.traceback or None)
+                raise LaunchFailed(starting.failure)
         return None if kind.unsafe else kind.template
 
     def _start(self, request: LaunchRequest) -> Template:
@@ -196,7 +197,8 @@ class TemplateLauncher(Launcher):
         if new.failure is not None:
             if old is not None and old.usable:
                 kind.generation = generation
-                fields = {"detail": new.failure.detail, "traceback": new.failure.traceback}
+                trace = new.failure.traceback or new.failure.stack_dump
+                fields = {"detail": new.failure.detail, "traceback": trace}
                 self._listener.start_method_event("pool.template_kept", fields)
         elif new.unsafe:
             self._fall_back(kind, new, new.unsafe, generation)

@@ -13,7 +13,7 @@ from typing import Any
 
 from dspool.testing.prompts import render, value_text
 from dspool.testing.schema_values import build
-from dspool.testing.stub_wire import StubRequest
+from dspool.testing.stub_request import StubRequest
 
 __all__ = ["Answers", "answer", "echo"]
 

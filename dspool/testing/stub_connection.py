@@ -26,11 +26,13 @@ import msgspec
 
 from dspool.testing.stub_wire import (
     StubRequest,
+    Target,
     answer_body,
     answer_events,
     error_body,
     models_body,
     read_request,
+    read_target,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +44,6 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_BODY_BYTES = 64 * 1024 * 1024
 _SLOW_PIECES = 8
 
-_ENDPOINTS = frozenset(("chat/completions", "completions", "responses"))
 _OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
 _STREAM = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n"
@@ -54,10 +55,12 @@ _REASONS |= {500: "Internal Server Error", 503: "Service Unavailable"}
 
 
 class _Head(NamedTuple):
-    """What matters of a request's head; ``endpoint`` is its path without slashes and the ``v1`` in front."""
+    """What matters of a request's head; ``place`` is its path without slashes and the ``v1`` in front."""
 
     method: str
-    endpoint: str
+    path: str
+    place: str
+    target: Target | None
     query: str
     size: int
     close: bool
@@ -86,7 +89,9 @@ def _read_head(head: bytes) -> _Head:
         refused = (413, f"The stub takes bodies of up to {MAX_BODY_BYTES} bytes.")
     return _Head(
         method=method,
-        endpoint=path.removeprefix("/v1").strip("/"),
+        path=path,
+        place=path.removeprefix("/v1").strip("/"),
+        target=read_target(path, query, headers),
         query=query,
         size=0 if refused else int(length),
         close=headers.get("connection", "").lower() == "close" or protocol == "HTTP/1.0",
@@ -181,33 +186,35 @@ class Connection(asyncio.Protocol):
         raw = bytes(buffer[start : start + head.size])
         del buffer[: start + head.size]
         self._close = head.close
-        if head.endpoint in _ENDPOINTS and head.method == "POST":
-            self._begin(head.endpoint, raw)
+        if head.target is not None and head.method == "POST":
+            self._begin(head.target, raw)
         else:
             self._route(head)
         return True
 
     def _route(self, head: _Head) -> None:
-        endpoint = head.endpoint
-        if endpoint in _ENDPOINTS:
-            self._write(405, error_body(405, f"Use POST for /v1/{endpoint}."))
-        elif endpoint == "stats":
+        place = head.place
+        if head.target is not None:
+            self._write(405, error_body(405, f"Use POST for {head.path}.", head.target.provider))
+        elif place == "stats":
             version = head.query.removeprefix("after=") or "-1"
             if not version.removeprefix("-").isdecimal():
                 self._write(400, error_body(400, "Use GET /stats or GET /stats?after=VERSION."))
                 return
             self._watch = int(version)
             self.answer_watch()
-        elif endpoint == "requests":
+        elif place == "requests":
             self._write(200, b"[" + b",".join(map(_valid_json, self._server.kept_requests())) + b"]")
-        elif endpoint == "models" or endpoint.startswith("models/"):
+        elif place == "calls":
+            self._write(200, msgspec.json.encode(list(self._server.calls)))
+        elif place == "models" or place.startswith("models/"):
             self._write(200, models_body())
         else:
-            self._write(404, error_body(404, f"Unknown URL: {head.method} /{endpoint}"))
+            self._write(404, error_body(404, f"Unknown URL: {head.method} /{place}"))
 
     # -- model requests
 
-    def _begin(self, endpoint: str, raw: bytes) -> None:
+    def _begin(self, target: Target, raw: bytes) -> None:
         server = self._server
         number = server.requests
         server.requests += 1
@@ -219,12 +226,14 @@ class Connection(asyncio.Protocol):
         server.keep(raw)
         delay_s = server.plan.latency_s()
         try:
-            request = read_request(number, endpoint, raw)
+            request = read_request(number, target, raw)
         except ValueError as error:
-            self._exchange = _Exchange(StubRequest(number, endpoint, "", "", "", False, False, 1, raw), None)
+            unread = StubRequest(number, target.endpoint, "", "", "", False, False, 1, raw, target.provider)
+            self._exchange = _Exchange(unread, None)
             server.rejected += 1
             self._finish_with(400, str(error))
             return
+        server.calls.append(request.call)
         try:
             fault = server.plan.fault(request)
         except Exception:  # the user's function: its traceback is the answer
@@ -313,10 +322,13 @@ class Connection(asyncio.Protocol):
     # -- ending an exchange
 
     def _finish_with(self, status: int, message: str) -> None:
-        extra = b""
+        assert self._exchange is not None
+        provider, extra, pause_s = self._exchange.request.provider, b"", None
         if status in (429, 503):
-            extra = b"Retry-After: %b\r\n" % f"{self._server.retry_after_s:g}".encode()
-        self.transport.write(_payload(status, error_body(status, message), self._close, extra))
+            pause_s = self._server.retry_after_s
+            if provider != "gemini":  # Google's server has it in the body
+                extra = b"Retry-After: %b\r\n" % f"{pause_s:g}".encode()
+        self.transport.write(_payload(status, error_body(status, message, provider, pause_s), self._close, extra))
         self._finish()
 
     def _user_failed(self) -> None:

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on loopback, so that tests and benchmarks go through DSPy's real HTTP path.
+"""A server on loopback that speaks as OpenAI's, Anthropic's and Gemini's do, so that DSPy's real HTTP path is used.
 
     with StubLM(latency=("lognormal", 0.2, 0.5), faults={"429": 0.05}) as stub:
         dspy.configure(lm=stub.lm())
@@ -10,13 +10,14 @@ shares no interpreter lock with the calls it serves.
 
 Rules:
 
-* Loopback only, no key is checked, nothing is ever sent elsewhere.
+* Loopback only, nothing is ever sent elsewhere. No key is checked; `StubLM.calls` says which one came.
 * Deterministic: equal requests get equal answers; what goes wrong with request n depends on the seed and n alone.
 * The server never outlives its owner: leaving the ``with`` block closes every connection, and a child process
   ends when its owner's end of its standard input is gone, however the owner died.
 
-This module holds the public face and the command line. The server is `stub_server`, the bodies `stub_wire`, what
-is said `stub_answers`, what goes wrong `stub_plan`. dspy is imported by `StubLM.lm` only.
+This module holds the public face and the command line. The server is `stub_server`, the bodies `stub_wire` and a
+module for each provider, what is said `stub_answers`, what goes wrong `stub_plan`. dspy is imported by `StubLM.lm`
+alone.
 """
 
 from __future__ import annotations
@@ -42,17 +43,17 @@ import msgspec
 
 from dspool.testing.stub_answers import Answers, answer
 from dspool.testing.stub_plan import FaultSpec, LatencySpec, Plan
+from dspool.testing.stub_request import Provider, StubCall, StubRequest
 from dspool.testing.stub_server import StubServer, StubStats
-from dspool.testing.stub_wire import StubRequest
 
-__all__ = ["StubLM", "StubRequest", "StubStats"]
+__all__ = ["StubCall", "StubLM", "StubRequest", "StubStats"]
 
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 5.0
 
 
 class StubLM:
-    """A stand-in for OpenAI's server. A context manager; or `start` and `stop`.
+    """A stand-in for OpenAI's, Anthropic's and Gemini's servers at once. A context manager; or `start` and `stop`.
 
     Args:
         answers: What to say. None echoes the caller's question in every field: text fields say
@@ -68,7 +69,8 @@ class StubLM:
             and a body that isn't JSON), ``"reset"`` (half an answer, then RST), ``"stall"`` (half an answer,
             then nothing until the client leaves), ``"slow"`` (the answer in pieces, ``slow_interval_s`` apart).
         seed: What random latencies and faults are drawn from.
-        retry_after_s: The ``Retry-After`` header of statuses 429 and 503, in seconds.
+        retry_after_s: When statuses 429 and 503 ask to be tried again, in seconds: the ``Retry-After`` header; from
+            Gemini the error's text and details.
         piece_interval_s: The pause between two events of a streamed answer, in seconds.
         slow_interval_s: The pause between two pieces of a slow answer, in seconds.
         keep_requests: How many of the last requests `requests` returns (8 MiB of them at most).
@@ -118,6 +120,7 @@ class StubLM:
         self._port: int | None = None
         self._last_stats = StubStats()
         self._last_requests: list[Any] = []
+        self._last_calls: list[StubCall] = []
 
     def __enter__(self) -> Self:
         return self.start()
@@ -142,7 +145,7 @@ class StubLM:
         if self._port is None:
             return
         try:
-            self._last_requests = self.requests
+            self._last_requests, self._last_calls = self.requests, self.calls
             self._last_stats = self.stats()
         except (OSError, http.client.HTTPException):
             pass  # a killed child has nothing more to say; the owner must still be able to clean up
@@ -152,29 +155,50 @@ class StubLM:
 
     @property
     def url(self) -> str:
-        """What to give a client as ``api_base``: ``http://127.0.0.1:PORT/v1``.
+        """What to give a client of OpenAI's or Anthropic's as ``api_base``: ``http://127.0.0.1:PORT/v1``.
+
+        Raises:
+            RuntimeError: The stub isn't running.
+        """
+        return self.url_for("openai")
+
+    def url_for(self, provider: Provider) -> str:
+        """Return what to give a provider's client as ``api_base``.
+
+        Args:
+            provider: ``openai``, ``anthropic`` or ``gemini``, whose addresses begin with ``/v1beta``.
 
         Raises:
             RuntimeError: The stub isn't running.
         """
         if self._port is None:
             raise RuntimeError("this stub is not running; use it as a context manager, or call start()")
-        return f"http://127.0.0.1:{self._port}/v1"
+        return f"http://127.0.0.1:{self._port}/{'v1beta' if provider == 'gemini' else 'v1'}"
 
-    def lm(self, **kwargs: Any) -> Any:
+    def settings(self, provider: Provider = "openai", **kwargs: Any) -> dict[str, Any]:
+        """Return the arguments of a ``dspy.LM`` that talks to this stub, without DSPy's cache.
+
+        Args:
+            provider: Whose protocol it is to speak.
+            kwargs: Further arguments, or others in the place of these: ``model``, ``api_key``, ``num_retries``, ...
+        """
+        base = {"model": f"{provider}/stub", "api_base": self.url_for(provider), "api_key": "stub-key", "cache": False}
+        return {**base, **kwargs}
+
+    def lm(self, provider: Provider = "openai", **kwargs: Any) -> Any:
         """Return a ``dspy.LM`` that talks to this stub, without DSPy's cache.
 
         It sets ``LITELLM_LOCAL_MODEL_COST_MAP`` for this process unless it is set: without it DSPy's first call
         fetches a price list from the internet.
 
         Args:
+            provider: Whose protocol it is to speak.
             kwargs: Passed on to ``dspy.LM``: ``num_retries``, ``timeout``, ``model_type``, ...
         """
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
         import dspy
 
-        settings = {"api_base": self.url, "api_key": "stub-key", "cache": False, **kwargs}
-        return dspy.LM(settings.pop("model", "openai/stub"), **settings)
+        return dspy.LM(**self.settings(provider, **kwargs))
 
     @property
     def requests(self) -> list[Any]:
@@ -183,6 +207,13 @@ class StubLM:
             return self._last_requests
         bodies: list[Any] = json.loads(self._get("/requests", _STOP_TIMEOUT_S))
         return bodies
+
+    @property
+    def calls(self) -> list[StubCall]:
+        """Who asked whom in the last requests, oldest first: provider, endpoint, model, key."""
+        if self._port is None:
+            return self._last_calls
+        return msgspec.json.decode(self._get("/calls", _STOP_TIMEOUT_S), type=list[StubCall])
 
     def stats(self) -> StubStats:
         """Return the counters as they are now, or as they were when the stub was stopped."""

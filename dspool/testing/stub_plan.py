@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from dspool.testing.stub_wire import StubRequest
+from dspool.testing.stub_request import StubRequest
 
 __all__ = ["FAULTS", "FaultSpec", "LatencySpec", "Plan", "read_latency"]
 

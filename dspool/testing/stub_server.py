@@ -23,7 +23,7 @@ import msgspec
 
 from dspool.testing.stub_connection import Connection
 from dspool.testing.stub_plan import Plan
-from dspool.testing.stub_wire import StubRequest
+from dspool.testing.stub_request import StubCall, StubRequest
 
 __all__ = ["StubServer", "StubStats"]
 
@@ -100,6 +100,7 @@ class StubServer:
         self.in_flight = self.max_in_flight = self.open_streams = self.used_connections = self.version = 0
         self.faults: dict[str, int] = {}
         self.errors: collections.deque[str] = collections.deque(maxlen=_KEPT_ERRORS)
+        self.calls: collections.deque[StubCall] = collections.deque(maxlen=keep_requests)
         self.loop: asyncio.AbstractEventLoop
         self._keep = keep_requests
         self._kept: collections.deque[bytes] = collections.deque()

@@ -1,269 +1,99 @@
-"""The OpenAI bodies that the stub server reads and writes: plain answers, SSE events, errors.
+"""What goes over the stub server's wire: requests read, answers and errors written, by each provider's own module.
 
-Three endpoints are spoken, because DSPy 3.4 uses three: ``chat/completions`` by default, ``responses`` for
-``model_type="responses"``, ``completions`` (through litellm) for ``model_type="text"``. The texts of a request are
-read here into one form, a `StubRequest`, whichever endpoint they came by.
+    openai       POST /v1/chat/completions, /v1/responses, /v1/completions      Authorization: Bearer KEY
+    anthropic    POST /v1/messages                                              x-api-key: KEY
+    gemini       POST /v1beta/models/MODEL:generateContent, :streamGenerateContent     x-goog-api-key: KEY
 
-Rules: pure functions over bytes; deterministic, ids and token counts included (one token is four characters).
-This module must not know about sockets, timing or what an answer should say.
+Rules: pure functions over bytes. This module must not know about sockets, timing or what an answer should say.
 """
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterator
-from typing import Any
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from types import ModuleType
 
-import msgspec
+from dspool.testing import stub_anthropic, stub_gemini, stub_openai
+from dspool.testing.stub_openai import models_body
+from dspool.testing.stub_request import StubCall, StubRequest, Target
 
-from dspool.testing.prompts import Layout, content_text, read_inputs, read_layout
+__all__ = [
+    "StubCall",
+    "StubRequest",
+    "Target",
+    "answer_body",
+    "answer_events",
+    "error_body",
+    "models_body",
+    "read_request",
+    "read_target",
+]
 
-__all__ = ["StubRequest", "answer_body", "answer_events", "error_body", "models_body", "read_request"]
-
-_CREATED = 1_700_000_000
-_STREAM_PIECE = re.compile(r"\S+\s*|\s+")
-_encode = msgspec.json.encode
-_ERROR_TYPES = {
-    400: ("invalid_request_error", "invalid_request"),
-    401: ("authentication_error", "invalid_api_key"),
-    403: ("permission_error", "forbidden"),
-    404: ("invalid_request_error", "model_not_found"),
-    408: ("timeout_error", "request_timeout"),
-    429: ("rate_limit_error", "rate_limit_exceeded"),
-    500: ("server_error", "internal_error"),
-    503: ("server_error", "overloaded"),
-}
-
-
-class _Body(msgspec.Struct):
-    """What the stub reads of a request; the rest is ignored, as unknown settings are by most servers."""
-
-    model: str = "stub"
-    messages: list[dict[str, Any]] | None = None
-    prompt: str | list[Any] | None = None
-    input: str | list[Any] | None = None
-    instructions: str | None = None
-    stream: bool | None = False
-    stream_options: dict[str, Any] | None = None
-    n: int | None = 1
+_OPENAI = frozenset(("chat/completions", "completions", "responses"))
+_GEMINI = re.compile(r"/(?:v1(?:beta)?/)?models/(?P<model>.+):(?P<way>generateContent|streamGenerateContent)")
+_VERSIONS = re.compile(r"^(/v1)+/")
+"""LiteLLM puts one more before an address of Anthropic's."""
+_KEY_HEADERS = ("x-api-key", "x-goog-api-key", "api-key")
+_WIRES: dict[str, ModuleType] = {"openai": stub_openai, "anthropic": stub_anthropic, "gemini": stub_gemini}
 
 
-_decoder = msgspec.json.Decoder(_Body)
+def read_target(path: str, query: str, headers: Mapping[str, str]) -> Target | None:
+    """Return whom a request's head addresses, and with which key; None if it is no model's endpoint.
 
-
-class StubRequest(msgspec.Struct):
-    """One request to the stub, as functions given for ``answers`` and ``faults`` see it.
-
-    Attributes:
-        number: 0 for the first request that the server got, then 1, ...
-        endpoint: ``chat/completions``, ``responses`` or ``completions``.
-        model: The model's name in the request, without DSPy's provider prefix.
-        system: The system message; empty if there is none.
-        user: The last user message.
-        stream: Whether the answer is wanted as SSE events.
-        include_usage: Whether a stream is to end with an event of token counts.
-        choices: How many answers are wanted (``n``).
-        raw: The body as it came.
+    Args:
+        path: The address's path.
+        query: What is behind its question mark; Google takes keys from there too.
+        headers: By their names in lower case.
     """
-
-    number: int
-    endpoint: str
-    model: str
-    system: str
-    user: str
-    stream: bool
-    include_usage: bool
-    choices: int
-    raw: bytes
-
-    @property
-    def text(self) -> str:
-        """All text of the request that the stub reads: the system message and the last user message."""
-        return f"{self.system}\n{self.user}"
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The body, decoded."""
-        decoded: dict[str, Any] = msgspec.json.decode(self.raw)
-        return decoded
-
-    @property
-    def layout(self) -> Layout:
-        """Which fields the prompt asks for, and how."""
-        return read_layout(self.system)
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        """The program's inputs by name, as text; empty where the prompt is not from a DSPy adapter."""
-        return read_inputs(self.layout, self.user)
+    scheme, _, credential = headers.get("authorization", "").partition(" ")
+    key = credential if scheme.lower() == "bearer" else ""
+    key = next((headers[name] for name in _KEY_HEADERS if name in headers), key)
+    if found := _GEMINI.fullmatch(path):
+        key = key or dict(urllib.parse.parse_qsl(query)).get("key", "")
+        model = urllib.parse.unquote(found["model"])
+        return Target("gemini", "generateContent", key, model, found["way"] == "streamGenerateContent")
+    endpoint = _VERSIONS.sub("", path).strip("/")
+    if endpoint == "messages":
+        return Target("anthropic", endpoint, key)
+    return Target("openai", endpoint, key) if endpoint in _OPENAI else None
 
 
-def read_request(number: int, endpoint: str, raw: bytes) -> StubRequest:
+def read_request(number: int, target: Target, raw: bytes) -> StubRequest:
     """Read a request's body.
 
     Raises:
         ValueError: It isn't JSON, or not the JSON of this endpoint; the message says what is missing.
     """
-    body = _decoder.decode(raw)  # msgspec.DecodeError is a ValueError
-    if endpoint == "chat/completions":
-        if not body.messages:
-            raise ValueError("Missing required parameter: 'messages'.")
-        system, user = _read_messages(body.messages)
-    elif endpoint == "responses":
-        if body.input is None:
-            raise ValueError("Missing required parameter: 'input'.")
-        messages = body.input if isinstance(body.input, list) else [{"role": "user", "content": body.input}]
-        system, user = _read_messages([message for message in messages if isinstance(message, dict)])
-        system = body.instructions or system
-    else:
-        if body.prompt is None:
-            raise ValueError("Missing required parameter: 'prompt'.")
-        prompt = body.prompt if isinstance(body.prompt, str) else "\n\n".join(map(str, body.prompt))
-        system, user = _split_prompt(prompt)
-    choices = min(max(body.n or 1, 1), 128)
-    usage = bool(body.stream_options and body.stream_options.get("include_usage"))
-    return StubRequest(number, endpoint, body.model, system, user, bool(body.stream), usage, choices, raw)
+    heard = _WIRES[target.provider].read(target, raw)  # msgspec.DecodeError is a ValueError
+    model, system, user, stream, usage, choices = heard
+    return StubRequest(
+        number, target.endpoint, model, system, user, stream, usage, choices, raw, target.provider, target.key
+    )
 
 
 def answer_body(request: StubRequest, contents: list[str]) -> bytes:
     """Return the whole answer of a request that doesn't stream, one choice for each of ``contents``."""
-    if request.endpoint == "responses":
-        return _encode(_response(request, contents[0]))
-    chat = request.endpoint == "chat/completions"
-    choices = []
-    for index, content in enumerate(contents):
-        said: dict[str, Any] = {"message": {"role": "assistant", "content": content}} if chat else {"text": content}
-        choices.append({"index": index, **said, "logprobs": None, "finish_reason": "stop"})
-    body = {
-        "id": f"stub-{request.number}",
-        "object": "chat.completion" if chat else "text_completion",
-        "created": _CREATED,
-        "model": request.model,
-        "choices": choices,
-        "usage": _usage(request, contents),
-    }
-    return _encode(body)
+    body: bytes = _WIRES[request.provider].answer_body(request, contents)
+    return body
 
 
 def answer_events(request: StubRequest, content: str) -> Iterator[bytes]:
     """Yield the SSE events of a request that streams, the text cut after each word."""
-    if request.endpoint == "responses":
-        yield from _response_events(request, content)
-        return
-    chat = request.endpoint == "chat/completions"
-    head = {
-        "id": f"stub-{request.number}",
-        "object": "chat.completion.chunk" if chat else "text_completion",
-        "created": _CREATED,
-        "model": request.model,
-    }
-    prefix = b"data: " + _encode(head)[:-1] + b',"choices":[{"index":0,'
-    if chat:
-        yield prefix + b'"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
-    for piece in _STREAM_PIECE.findall(content):
-        said = b'"delta":{"content":' + _encode(piece) + b"}" if chat else b'"text":' + _encode(piece)
-        yield prefix + said + b',"finish_reason":null}]}\n\n'
-    yield prefix + (b'"delta":{}' if chat else b'"text":""') + b',"finish_reason":"stop"}]}\n\n'
-    if request.include_usage:
-        yield b"data: " + _encode({**head, "choices": [], "usage": _usage(request, [content])}) + b"\n\n"
-    yield b"data: [DONE]\n\n"
+    events: Iterator[bytes] = _WIRES[request.provider].answer_events(request, content)
+    return events
 
 
-def error_body(status: int, message: str) -> bytes:
-    """Return an error in OpenAI's form."""
-    kind, code = _ERROR_TYPES.get(status, _ERROR_TYPES[500 if status >= 500 else 400])
-    return _encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
+def error_body(status: int, message: str, provider: str = "openai", retry_after_s: float | None = None) -> bytes:
+    """Return an error in a provider's form.
 
-
-@functools.cache
-def models_body() -> bytes:
-    """Return the list of models: one, called ``stub``."""
-    model = {"id": "stub", "object": "model", "created": _CREATED, "owned_by": "dspool.testing"}
-    return _encode({"object": "list", "data": [model]})
-
-
-def _read_messages(messages: list[dict[str, Any]]) -> tuple[str, str]:
-    """Return the system message and the last user message; what lies between is history and examples."""
-    system = user = ""
-    first = messages[0] if messages else {}
-    if first.get("role") in ("system", "developer"):
-        system = content_text(first.get("content"))
-    for message in reversed(messages):
-        if message.get("role") == "user":
-            user = content_text(message.get("content"))
-            break
-    return system, user
-
-
-def _split_prompt(prompt: str) -> tuple[str, str]:
-    """Return a text completion's prompt as system and user message: DSPy joins all its messages into one text."""
-    layout = read_layout(prompt)
-    if not layout.inputs:
-        return "", prompt
-    name = layout.inputs[0].name
-    mark = f"<{name}>\n" if layout.style == "xml" else f"[[ ## {name} ## ]]\n"
-    return prompt, prompt[max(prompt.rfind("\n" + mark), 0) :].lstrip("\n")
-
-
-def _tokens(text: str) -> int:
-    return len(text) // 4 + 1
-
-
-def _usage(request: StubRequest, contents: list[str]) -> dict[str, int]:
-    prompt = _tokens(request.system) + _tokens(request.user)
-    completion = sum(map(_tokens, contents))
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
-def _response(request: StubRequest, content: str, *, status: str = "completed") -> dict[str, Any]:
-    usage = _usage(request, [content])
-    item = {"type": "output_text", "text": content, "annotations": []}
-    message = {"type": "message", "id": "msg-0", "status": status, "role": "assistant", "content": [item]}
-    done = status == "completed"
-    return {
-        "id": f"stub-{request.number}",
-        "object": "response",
-        "created_at": _CREATED,
-        "status": status,
-        "model": request.model,
-        "output": [message] if done else [],
-        "usage": {
-            "input_tokens": usage["prompt_tokens"],
-            "output_tokens": usage["completion_tokens"],
-            "total_tokens": usage["total_tokens"],
-        }
-        if done
-        else None,
-        "error": None,
-        "incomplete_details": None,
-        "instructions": None,
-        "metadata": {},
-        "parallel_tool_calls": True,
-        "temperature": 1.0,
-        "tool_choice": "auto",
-        "tools": [],
-        "top_p": 1.0,
-    }
-
-
-def _response_events(request: StubRequest, content: str) -> Iterator[bytes]:
-    sequence = 0
-
-    def event(kind: str, **data: Any) -> bytes:
-        nonlocal sequence
-        sequence += 1
-        body = _encode({"type": kind, "sequence_number": sequence, **data})
-        return b"event: " + kind.encode() + b"\ndata: " + body + b"\n\n"
-
-    place = {"item_id": "msg-0", "output_index": 0, "content_index": 0}
-    done = _response(request, content)
-    item = done["output"][0]
-    yield event("response.created", response=_response(request, "", status="in_progress"))
-    yield event("response.output_item.added", output_index=0, item={**item, "status": "in_progress", "content": []})
-    yield event("response.content_part.added", **place, part={"type": "output_text", "text": "", "annotations": []})
-    for piece in _STREAM_PIECE.findall(content):
-        yield event("response.output_text.delta", **place, delta=piece)
-    yield event("response.output_text.done", **place, text=content)
-    yield event("response.output_item.done", output_index=0, item=item)
-    yield event("response.completed", response=done)
+    Args:
+        status: The answer's status.
+        message: What is wrong.
+        provider: Whose form; OpenAI's also where a request's address is nobody's.
+        retry_after_s: When to try again, for who writes that into the body: Google.
+    """
+    if provider == "gemini":
+        return stub_gemini.error_body(status, message, retry_after_s)
+    body: bytes = _WIRES[provider].error_body(status, message)
+    return body

@@ -12,7 +12,6 @@ Exits: 0 after shutdown and at the control pipe's end, EXIT_BROKEN_FRAME after a
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib
 import os
@@ -20,7 +19,6 @@ import platform
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
@@ -39,19 +37,15 @@ from dspool.protocol.messages import (
     answered,
     refused,
 )
+from dspool.protocol.secrets import Secrets
 from dspool.worker.calls import Calls, Slot
 from dspool.worker.control import Control, dspy_version
-from dspool.worker.failures import Secrets, describe
-from dspool.worker.lifeline import libc
+from dspool.worker.ending import exit_after_fault, force_exit_later, leave
+from dspool.worker.failures import describe
 from dspool.worker.loop import Pipe, serve
 from dspool.worker.main_thread import MainThread
 from dspool.worker.programs import Loader, ProgramTable
 from dspool.worker.stdio import flush_stdio
-
-EXIT_GRACE_S = 1.0
-"""How long atexit handlers, threads and children of a program may hold up the exit."""
-EXIT_SOFTWARE = 70
-"""A fault in the worker's own code (sysexits' EX_SOFTWARE)."""
 
 
 class BootError(Exception):
@@ -102,7 +96,7 @@ class Worker:
             for number, (pipe, slot) in enumerate(zip(pipes, slots, strict=True)):
                 self._start_thread(f"slot-{number}", partial(self._serve_slot, number, pipe, slot))
         self._main_thread.serve()
-        self._leave()
+        leave()
 
     # The handshake
 
@@ -137,7 +131,7 @@ class Worker:
         set_sys_path(config.sys_path)
         for module in config.preload:
             importlib.import_module(module)
-        loader = Loader(config, self._secrets)
+        loader = Loader(config, self._secrets, self._main_thread)
         if config.lm is not None or config.adapter is not None or "dspy" in sys.modules:
             loader.runtime  # noqa: B018 - asking for it imports and configures DSPy
         programs = ProgramTable(loader.load, config.max_programs)
@@ -185,7 +179,7 @@ class Worker:
         # The end of the control pipe: what runs has EXIT_GRACE_S left.
         self._stop_reading()
         self._leave_if_done()
-        _force_exit_later()
+        force_exit_later()
 
     def _stop_reading(self) -> None:
         """Read no further requests.
@@ -212,20 +206,6 @@ class Worker:
 
     # Ending
 
-    def _leave(self) -> NoReturn:
-        """Exit as Python does, with atexit handlers, but not later than EXIT_GRACE_S.
-
-        What Python does after them, taking all objects apart, is left to the kernel: a forked worker would write to all
-        the memory that it shares with its template, 50 MB and 100 ms for nothing, times the workers of the pool.
-        """
-        _force_exit_later()
-        for end in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
-            with contextlib.suppress(BaseException):  # Python has printed it
-                end()
-        flush_stdio()
-        libc().fflush(None)
-        os._exit(0)
-
     def _exit_broken(self, where: str, error: ProtocolError) -> NoReturn:
         flush_stdio()
         line = f"dspool worker {self._worker_id}: broken frame on the {where}: {error}\n"
@@ -239,13 +219,7 @@ class Worker:
                 work()
             except BaseException:
                 # Without this thread the worker would look healthy and never answer.
-                import traceback
-
-                try:
-                    traceback.print_exc()
-                    flush_stdio()
-                finally:
-                    os._exit(EXIT_SOFTWARE)
+                exit_after_fault()
 
         threading.Thread(target=work_or_exit, name=name, daemon=True).start()
 
@@ -277,13 +251,3 @@ def set_sys_path(wanted: Sequence[str]) -> None:
     if sys.path[: len(wanted)] != [*wanted]:
         sys.path[:] = [*wanted, *(folder for folder in sys.path if folder not in wanted)]
         importlib.invalidate_caches()
-
-
-def _force_exit_later() -> None:
-    """Exit 0 in EXIT_GRACE_S, if nothing else has ended the process by then."""
-
-    def force_exit() -> None:
-        time.sleep(EXIT_GRACE_S)
-        os._exit(0)
-
-    threading.Thread(target=force_exit, name="exit", daemon=True).start()

@@ -15,7 +15,8 @@ import msgspec
 from dspool.errors import EncodeError
 from dspool.protocol import values
 from dspool.protocol.messages import CreateArgs, ErrorInfo, Request, Response, answered, refused
-from dspool.worker.failures import Secrets, describe
+from dspool.protocol.secrets import Secrets
+from dspool.worker.failures import describe
 from dspool.worker.inputs import InvalidInputs
 from dspool.worker.main_thread import MainThread
 from dspool.worker.programs import ProgramTable

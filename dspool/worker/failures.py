@@ -12,80 +12,53 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
-from dspool.protocol.messages import ErrorInfo, LMSpec
-from dspool.worker.deadlines import finite_seconds
+from dspool.protocol.messages import ErrorInfo
+from dspool.protocol.secrets import Secrets
+from dspool.protocol.submitted import PICKLE
+from dspool.worker.deadlines import pause_asked
 
 MAX_TRACEBACK_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 16 * 1024
 MAX_DETAIL_BYTES = 32 * 1024
-MIN_SECRET_CHARS = 8
-"""Shorter ones are placeholders ("x", "EMPTY"), and masking them would tear words apart."""
-
-MASK = "***"
-_MAX_DEPTH = 6
-_SECRET_NAME = re.compile(r"key|token|secret|passw|auth|credential|cookie", re.IGNORECASE)
-_SECRET_VARIABLE = re.compile(r"(_KEY|_TOKEN|_SECRET|PASSWORD)$", re.IGNORECASE)
+_MAX_CAUSES, _MAX_FRAMES = 20, 200
 _OWN_FOLDER = os.path.dirname(__file__) + os.sep
 
 
-class Secrets:
-    """The values that no text which leaves the worker may hold. Threads may add and mask at the same time."""
+def _add_lms_of(error: BaseException, secrets: Secrets) -> None:
+    """Mask the keys of the LMs that an exception came through.
 
-    def __init__(self) -> None:
-        self._values: tuple[str, ...] = ()
-
-    @classmethod
-    def of_environment(cls) -> Secrets:
-        """With what the environment holds."""
-        secrets = cls()
-        secrets.add_environment()
-        return secrets
-
-    def add(self, *values: str) -> None:
-        """Mask these from now on. The longest are masked first, since one may hold another."""
-        known = {value for value in values if len(value) >= MIN_SECRET_CHARS}
-        if not known.issubset(self._values):
-            self._values = tuple(sorted({*self._values, *known}, key=len, reverse=True))
-
-    def add_environment(self) -> None:
-        """Mask what the environment's keys, tokens, secrets and passwords are."""
-        self.add(*(value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)))
-
-    def add_lm(self, spec: LMSpec) -> None:
-        """Mask an LM's keys."""
-        self.add_settings(spec.kwargs)
-
-    def add_settings(self, settings: Mapping[str, Any]) -> None:
-        """Mask the texts under those names that sound like a secret, at any depth."""
-        self.add(*_secrets_in(settings, secret=False, depth=0))
-
-    def mask(self, text: str) -> str:
-        """The text with every secret replaced."""
-        for value in self._values:
-            if value in text:
-                text = text.replace(value, MASK)
-        return text
+    A program may have LMs that nobody told us of: in an attribute, a closure, an adapter. Their keys can be in what
+    went wrong with them, and then their methods are among its frames.
+    """
+    kind = getattr(sys.modules.get("dspy"), "BaseLM", None)
+    if isinstance(kind, type):
+        with contextlib.suppress(Exception):  # an LM may have turned any attribute into anything
+            for lm in _lms_among_frames(error, kind):
+                secrets.add_settings(vars(lm))
 
 
-def _secrets_in(value: Any, *, secret: bool, depth: int) -> Iterator[str]:
-    if depth > _MAX_DEPTH:  # an LM object's attributes may go in circles
-        return
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _secrets_in(item, secret=secret or bool(_SECRET_NAME.search(str(name))), depth=depth + 1)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _secrets_in(item, secret=secret, depth=depth + 1)
-    elif secret and isinstance(value, str):
-        yield value
-        yield from value.split()[1:]  # the key in "Bearer <key>"
+def _lms_among_frames(error: BaseException, kind: type) -> Iterator[Any]:
+    """The LMs whose methods are on the way from where an exception, or one that led to it, was caught to its origin."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting and len(seen) < _MAX_CAUSES:
+        cause = waiting.pop()
+        if cause is None or id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        waiting += [cause.__cause__, cause.__context__]
+        if isinstance(cause, BaseExceptionGroup):
+            waiting += cause.exceptions
+        trace, frames = cause.__traceback__, 0
+        while trace is not None and frames < _MAX_FRAMES:
+            yield from (value for value in trace.tb_frame.f_locals.values() if issubclass(type(value), kind))
+            trace, frames = trace.tb_next, frames + 1
 
 
 def describe(error: BaseException, code: str, secrets: Secrets) -> ErrorInfo:
@@ -100,6 +73,7 @@ def describe(error: BaseException, code: str, secrets: Secrets) -> ErrorInfo:
         type, mro, message and traceback, and for an error of DSPy's what it carries beside.
     """
     kind = type(error)
+    _add_lms_of(error, secrets)
     info = ErrorInfo(
         code,
         message=clean(_message_of(error), MAX_MESSAGE_BYTES, secrets),
@@ -113,6 +87,8 @@ def describe(error: BaseException, code: str, secrets: Secrets) -> ErrorInfo:
             with contextlib.suppress(Exception):  # a subclass may have turned any attribute into anything
                 describe_further(error, info)
     info.details = {name: _clean_detail(value, secrets) for name, value in info.details.items()}
+    if isinstance(data := error.__dict__.get(PICKLE), bytes):  # an Executor's, whose owner asked for it
+        info.details["pickle"] = data
     return info
 
 
@@ -122,7 +98,7 @@ def _describe_lm_error(error: Any, info: ErrorInfo) -> None:
     info.retryable = bool(sys.modules["dspy"].is_retryable_lm_error(error))
     status = getattr(error, "status", None)
     info.status = status if isinstance(status, int) else None
-    info.retry_after_s = finite_seconds(getattr(error, "retry_after", None))
+    info.retry_after_s = pause_asked(error) if info.retryable else None
     names = {"lm_code": "code", "model": "model", "provider": "provider", "provider_code": "provider_code"}
     names["request_id"] = "request_id"
     found = {key: getattr(error, name, None) for key, name in names.items()}

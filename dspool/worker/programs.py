@@ -29,10 +29,11 @@ from dspool.protocol.messages import (
     ProgramSpec,
     SignatureProgram,
 )
+from dspool.protocol.secrets import Secrets
 from dspool.worker import definitions
-from dspool.worker.failures import Secrets
 from dspool.worker.import_paths import import_attribute as import_attribute
 from dspool.worker.inputs import Inputs, of_callable
+from dspool.worker.main_thread import MainThread
 
 if TYPE_CHECKING:
     from dspool.worker.runtime import Runtime
@@ -52,20 +53,36 @@ class Program(Protocol):
 
 
 class CallableProgram:
-    """A plain callable: keyword inputs in, its return value out. `lm` and deadline are nothing to it."""
+    """A plain callable: keyword inputs in, its return value out.
 
-    def __init__(self, target: Callable[..., Any]) -> None:
+    It may use DSPy inside: where the worker has DSPy, or the call an LM, it runs in a call's context as a module does.
+
+    Args:
+        target: the callable.
+        loader: has DSPy's runtime, or makes it.
+    """
+
+    def __init__(self, target: Callable[..., Any], loader: Loader) -> None:
         self.inputs = of_callable(target)
         self._target = target
+        self._loader = loader
 
     def call(self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None) -> Outcome:
         """Call it; a coroutine that it returns is run to its end."""
+        runtime = self._loader.runtime if lm is not None else self._loader.runtime_if_made
+        if runtime is None:
+            return "value", self._run(inputs), None
+        with runtime.call_context(lm, deadline) as tracker:
+            value = self._run(inputs)
+        return "value", value, tracker.get_total_tokens() or None
+
+    def _run(self, inputs: dict[str, Any]) -> Any:
         value = self._target(**inputs)
         if value.__class__ is types.CoroutineType:
             import asyncio  # a fifth of a worker's start, for what few programs do
 
             value = asyncio.run(value)
-        return "value", value, None
+        return value
 
 
 class Loader:
@@ -74,21 +91,26 @@ class Loader:
     Args:
         config: the worker's configuration, for the runtime of DSPy programs.
         secrets: learns what LMs' keys are.
+        main_thread: where DSPy is imported and configured; None: whoever asks is on it.
     """
 
-    def __init__(self, config: BootConfig, secrets: Secrets) -> None:
+    def __init__(self, config: BootConfig, secrets: Secrets, main_thread: MainThread | None = None) -> None:
         self._config = config
         self._secrets = secrets
-        self._runtime: Runtime | None = None
+        self._main_thread = main_thread or MainThread()
+        self.runtime_if_made: Runtime | None = None
 
     @property
     def runtime(self) -> Runtime:
-        """DSPy, imported and configured when it is first asked for; on the main thread."""
-        if self._runtime is None:
+        """DSPy, imported and configured when it is first asked for; from any thread."""
+        return self.runtime_if_made or self._main_thread.run(self._make_runtime)
+
+    def _make_runtime(self) -> Runtime:
+        if self.runtime_if_made is None:  # nobody else has asked for it while this waited for the main thread
             from dspool.worker.runtime import Runtime
 
-            self._runtime = Runtime(self._config, self._secrets)
-        return self._runtime
+            self.runtime_if_made = Runtime(self._config, self._secrets)
+        return self.runtime_if_made
 
     def load(self, spec: ProgramSpec) -> Program:
         """The program of a spec.
@@ -133,7 +155,7 @@ class Loader:
                 return self.runtime.program(target, lms)
         if not callable(target):
             raise TypeError(f"a program is callable or a DSPy module; this is a {type(target).__qualname__}")
-        return CallableProgram(target)
+        return CallableProgram(target, self)
 
 
 def _predict(text: str) -> Any:
@@ -188,3 +210,8 @@ class ProgramTable:
             self._loaded.move_to_end(program_id)
             while len(self._loaded) > self._max_programs:
                 self._loaded.popitem(last=False)
+
+    def remove(self, program_id: str) -> None:
+        """Forget a program; a call of it that runs goes on."""
+        with self._lock:
+            self._loaded.pop(program_id, None)

@@ -18,7 +18,7 @@ import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import cloudpickle
@@ -30,8 +30,8 @@ from dspy.utils.callback import with_callbacks
 from dspy.utils.usage_tracker import UsageTracker
 
 from dspool.protocol.messages import BootConfig, LMSpec
-from dspool.worker.deadlines import SHORTEST_S, request_timeout, retry_pause
-from dspool.worker.failures import Secrets
+from dspool.protocol.secrets import Secrets
+from dspool.worker.deadlines import SHORTEST_S, pause_asked, request_timeout, retry_pause
 from dspool.worker.inputs import Inputs, of_module
 
 MAX_LMS = 64
@@ -128,7 +128,7 @@ class DeadlineLM(_LM):
         streamed = dspy.settings.send_stream is not None
         if streamed or attempt >= self.num_retries or not dspy.is_retryable_lm_error(error):
             return None
-        pause = retry_pause(attempt, getattr(error, "retry_after", None))
+        pause = retry_pause(attempt, pause_asked(error))
         return pause if time.monotonic() + pause + SHORTEST_S < deadline else None
 
     def dump_state(self) -> dict[str, Any]:
@@ -163,14 +163,12 @@ class ModuleProgram:
             and the tokens used, by model.
         """
         given = self.inputs.revive(inputs)
-        chosen = None if lm is None else self._runtime.lm_of(lm)
         module = self._module
-        if chosen is not None and self._pinned:
+        if lm is not None and self._pinned and not lm.get("ambient"):
             # A predictor with an LM of its own doesn't look at the context, and the module is shared between slots.
             module = module.deepcopy()
-            module.set_lm(chosen)
-        tracker = UsageTracker()
-        with self._runtime.context(chosen, deadline, tracker):
+            module.set_lm(self._runtime.lm_of(lm))
+        with self._runtime.call_context(lm, deadline) as tracker:
             # Not module.forward: what wraps a call in DSPy is in __call__.
             value = asyncio.run(module.acall(**given)) if self._only_async else module(**given)
         if not isinstance(value, dspy.Prediction):
@@ -200,18 +198,36 @@ class Runtime:
         self._per_call = defaults
         warm_price_table()
 
-    def context(
-        self, lm: Any, deadline: float | None, tracker: UsageTracker
-    ) -> contextlib.AbstractContextManager[None]:
-        """One call's settings.
+    def configure_lm(self, spec: LMSpec) -> None:
+        """Make this LM the default one: calls that begin from now on use it, those under way keep the one they have.
 
-        With a tracker of ours, usage is counted whatever the module returns; DSPy by itself warns on each call whose
-        result is no Prediction. A trace there must be: BestOfN and Refine add to it.
+        From any thread. On the main thread it also becomes what DSPy itself falls back to, in a thread of a program's
+        own that took no context along.
+
+        Raises:
+            Exception: what dspy.LM says of its arguments. The default is what it was.
         """
-        chosen = {} if lm is None else {"lm": lm}
-        settings = {**self._per_call, **chosen, "trace": [], "usage_tracker": tracker, DEADLINE: deadline}
-        context: contextlib.AbstractContextManager[None] = dspy.context(**settings)
-        return context
+        lm = self.lm(spec)
+        with self._lock:
+            self._per_call = {**self._per_call, "lm": lm}
+        if threading.current_thread() is threading.main_thread():
+            dspy.configure(lm=lm)
+
+    @contextlib.contextmanager
+    def call_context(self, lm: dict[str, Any] | None, deadline: float | None) -> Iterator[UsageTracker]:
+        """One call's settings, and what counts its tokens.
+
+        With a tracker of ours, usage is counted whatever the program returns; DSPy by itself warns on each call whose
+        result is no Prediction. A trace there must be: BestOfN and Refine add to it.
+
+        Args:
+            lm: the call's own LM, a spec as it came through the pipe; None: the default one.
+            deadline: the call's, absolute; None: no limit.
+        """
+        tracker = UsageTracker()
+        chosen = {} if lm is None else {"lm": self.lm_of(lm)}
+        with dspy.context(**{**self._per_call, **chosen, "trace": [], "usage_tracker": tracker, DEADLINE: deadline}):
+            yield tracker
 
     def lm_of(self, spec: dict[str, Any]) -> Any:
         """The LM of a spec as it came through the pipe."""

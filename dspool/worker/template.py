@@ -51,6 +51,7 @@ from dspool.protocol.records import (
     Exited,
     Fork,
     Forked,
+    Importing,
     Prepare,
     Prepared,
     Record,
@@ -59,8 +60,9 @@ from dspool.protocol.records import (
     receive_record,
     send_record,
 )
+from dspool.protocol.secrets import Secrets
 from dspool.worker.boot import Worker, read_config, set_sys_path
-from dspool.worker.failures import Secrets, describe
+from dspool.worker.failures import describe
 from dspool.worker.fork_rules import broken_rule
 from dspool.worker.lifeline import (
     adopt_orphans,
@@ -118,7 +120,7 @@ class Template:
     def _prepare(self, wanted: Prepare) -> None:
         template = os.getpid()
         try:
-            culprit = prepare(wanted, self._broken_rule_at_first)
+            culprit = prepare(wanted, self._broken_rule_at_first, lambda module: self._send(Importing(module)))
         except BaseException as error:
             if os.getpid() != template:
                 os._exit(1)
@@ -311,12 +313,13 @@ class Template:
             send_record(self._control, record, fds)
 
 
-def prepare(wanted: Prepare, broken: Callable[[], str | None]) -> str | None:
+def prepare(wanted: Prepare, broken: Callable[[], str | None], tell: Callable[[str], None]) -> str | None:
     """Import what the workers will need, and warm it.
 
     Args:
         wanted: what that is.
         broken: the rule for what is forked that this process breaks now.
+        tell: is told each module before it is imported, and "" after the last one.
 
     Returns:
         The module since whose import a rule is broken; None where none is, or where it was none of them.
@@ -328,8 +331,10 @@ def prepare(wanted: Prepare, broken: Callable[[], str | None]) -> str | None:
     dspy = ("dspy",) if wanted.dspy and importlib.util.find_spec("dspy") is not None else ()
     culprit = None
     for module in (*dspy, *wanted.preload):
+        tell(module)
         importlib.import_module(module)
         culprit = (culprit or module) if broken() else None
+    tell("")
     warm_boot()
     if "dspy" in sys.modules:
         try:

@@ -106,6 +106,21 @@ async def test_a_timeout_in_the_queue_leaves_the_worker_alone(world: World) -> N
 
 
 @pytest.mark.narrow
+async def test_a_timeout_in_the_queue_of_a_pool_without_workers_says_so(world: World) -> None:
+    async with world.pool(max_waiting=1) as pool:
+        await pool.call("resize", 0)
+        with pytest.raises(dspool.QueueTimeout, match=r"the size of group default is 0: call resize\(\)"):
+            await pool.run(timeout_s=0.02)
+        async with beside() as calls:
+            waits = calls.start(pool.run, value=1)
+            await pool.until(lambda stats: stats.waiting == 1)
+            with pytest.raises(dspool.PoolSaturated, match=r"the size of group default is 0: call resize\(\)"):
+                await pool.run()
+            await pool.call("resize", 1)
+            assert await waits.get() == 1
+
+
+@pytest.mark.narrow
 async def test_a_timeout_in_the_queue_of_a_paused_pool_says_so(world: World) -> None:
     async with world.pool() as pool:
         await pool.call("pause")
@@ -261,6 +276,20 @@ async def test_the_time_that_a_call_ran_is_no_wait_when_it_is_sent_again(world: 
         assert await call.get() == "done"
 
 
+@pytest.mark.only("fake", "scripted")
+@pytest.mark.narrow
+async def test_a_call_that_is_refused_when_it_is_to_be_sent_again_says_how_it_was_lost(world: World) -> None:
+    gate = world.gate()
+    async with world.pool(faults=(None, "boot_error"), max_restarts=0) as pool, beside() as calls:
+        call = calls.start(pool.meet, gate, idempotent=True)
+        visitor = await gate.arrival()
+        world.backend.kill(visitor.token)
+        with pytest.raises(dspool.PoolBroken) as caught:
+            await call.get()
+        assert isinstance(caught.value.__cause__, dspool.WorkerLost)
+        assert caught.value.__cause__.report is not None
+
+
 @pytest.mark.narrow
 async def test_an_idempotent_call_is_not_sent_for_ever(world: World) -> None:
     async with world.pool(workers=2, max_retries=1, quarantine_after=None) as pool:
@@ -286,9 +315,10 @@ async def test_three_workers_found_dead_end_a_call_unless_it_may_be_sent_again(w
             assert await pool.run(value=1, idempotent=True) == 1
             assert (await pool.stats()).retries == 1
         else:
-            with pytest.raises(dspool.CheckoutSkipped, match="removed 3 workers for this one call"):
+            with pytest.raises(dspool.CheckoutSkipped, match="removed 3 workers for this one call") as caught:
                 await pool.run(value=1)
             assert len(dead) == 3
+            assert caught.value.retryable
 
 
 @pytest.mark.narrow
@@ -312,8 +342,9 @@ async def test_a_call_that_a_living_worker_is_not_for_is_not_sent_again_for_a_de
 @pytest.mark.narrow
 async def test_a_hook_that_removes_three_workers_ends_an_idempotent_call_too(world: World) -> None:
     async with world.pool(workers=2, check=lambda worker, request: Remove("no")) as pool:
-        with pytest.raises(dspool.CheckoutSkipped, match="removed 3 workers for this one call"):
+        with pytest.raises(dspool.CheckoutSkipped, match="removed 3 workers for this one call") as caught:
             await pool.run(value=1, idempotent=True)
+        assert not caught.value.retryable
         stats = await pool.stats()
         assert (stats.removals, stats.retries) == (3, 0)
 
@@ -523,6 +554,9 @@ async def test_a_program_whose_calls_kill_workers_is_quarantined_until_it_is_rel
         assert time.monotonic() - begun < 1
         assert 990 < caught.value.retry_after_s <= 1000
         (program,) = (await pool.stats()).quarantined
-        await pool.call("release", program)
+        assert await pool.call("release", program) is True
         assert await pool.run(value=1) == 1
         assert (await pool.stats()).quarantined == ()
+        assert await pool.call("release", program) is False, "its id is still known, and it runs"
+        with pytest.raises(dspool.ProgramNotFound):
+            await pool.call("release", "nobody")

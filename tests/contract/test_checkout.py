@@ -233,6 +233,27 @@ async def test_a_lease_past_hold_s_is_taken_back_and_its_worker_replaced(world: 
         assert (await pool.stats()).exits == {"timeout": 1}
 
 
+@pytest.mark.narrow
+async def test_a_run_in_a_lease_whose_time_is_over_before_it_is_sent_leaves_both_alone(world: World) -> None:
+    async with world.pool() as pool:
+        async with await pool.checkout() as lease:
+            token = await lease.run("pid")
+            with pytest.raises(dspool.QueueTimeout, match=r"was not sent.* lease \d+ goes on"):
+                await lease.run("pid", timeout_s=0)
+            assert await lease.run("pid") == token
+        stats = await pool.stats()
+        assert (stats.exits, stats.calls_ok, stats.calls_timeout) == ({}, 2, 0)
+
+
+@pytest.mark.narrow
+async def test_a_checkout_that_does_not_wait_goes_on_to_the_next_idle_worker(world: World) -> None:
+    async with world.pool(workers=2) as pool:
+        dead = await pool.run("pid")
+        world.backend.end(dead)  # the pool may have heard of it by now, or not
+        async with await pool.checkout(timeout_s=0) as lease:
+            assert await lease.run("pid") != dead
+
+
 @pytest.mark.slow
 async def test_a_run_in_a_lease_past_its_timeout_ends_the_lease(world: World) -> None:
     gate = world.gate()
@@ -303,6 +324,16 @@ async def test_an_argument_out_of_range_touches_no_worker(world: World, option: 
         with pytest.raises(dspool.OptionsError, match=option):
             await pool.checkout(**{option: value})
         assert (await pool.stats()).checkouts == 0
+
+
+@pytest.mark.narrow
+async def test_a_misspelt_argument_of_a_run_in_a_lease_is_told_too(world: World) -> None:
+    async with world.pool() as pool, await pool.checkout() as lease:
+        said = r"lease\.run\(\) has no argument 'timeout'; did you mean 'timeout_s'\? It takes timeout_s, lm"
+        run: Any = lease.lease.run
+        with pytest.raises(dspool.OptionsError, match=said):
+            await run(behave, {}, timeout=1)
+        assert await lease.run(value=1) == 1
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,13 @@ SHOWN = {
         "begins anew: ['likes cake']",
     ],
     "custom_module.py": ["Card ['slot'", "lease\n", "A lease ends when the slot is given back.", "usage: "],
+    "executor.py": [
+        "mapped: [0, 10, 20, 30, 40]",
+        "cancelled: True True",
+        "done: [0, 10, 20]",
+        "its own call alone: WorkerLost",
+        "and on: 70",
+    ],
     "programs_as_data.py": ["slot, lease", "told before any call: ", "ran once; kind chain_of_thought"],
     "map_rows.py": ["3 -> ProgramError", "5 -> WorkerLost", "6 ok, 1 failed, 1 lost, 1 worker replaced"],
 }

@@ -54,7 +54,7 @@ def test_the_reference_is_what_the_code_gives(reference: ModuleType) -> None:
 def test_every_public_method_has_words(reference: ModuleType) -> None:
     import dspool
 
-    for cls in (dspool.Pool, dspool.AsyncPool, dspool.Lease, dspool.AsyncLease):
+    for cls in (dspool.Pool, dspool.AsyncPool, dspool.Lease, dspool.AsyncLease, dspool.Executor):
         for name, member in reference.public_members(cls).items():
             assert (member.fget if isinstance(member, property) else member).__doc__, f"{cls.__name__}.{name}"
 

@@ -34,7 +34,7 @@ from dspool.testing.schema_values import build
 from dspool.testing.stub_answers import echo
 from dspool.testing.stub_lm import StubLM, StubRequest, main
 from dspool.testing.stub_plan import Plan, read_latency
-from dspool.testing.stub_wire import read_request
+from dspool.testing.stub_wire import Target, read_request
 
 HTTP_OK = b"HTTP/1.1 200 OK"
 
@@ -648,7 +648,7 @@ def test_an_impossible_latency_is_refused(spec: Any) -> None:
 
 
 def test_random_faults_depend_on_the_seed_and_the_number_alone() -> None:
-    request = read_request(0, "chat/completions", body())
+    request = read_request(0, Target("openai", "chat/completions"), body())
     plans = [Plan(faults={"500": 0.25, "hang": 0.25}, seed=seed) for seed in (1, 1, 2)]
     first, second, other = ([plan.fault(request) for _ in range(1000)] for plan in plans)
     assert first == second != other

@@ -15,7 +15,8 @@ from dspool.types import KEEP, Affinity, ExitReason, ExitReport, Verdict
 
 INFINITY = float("inf")
 AT_ONCE = -INFINITY
-"""A checkout's deadline that is its own step: now or never. One that is computed before would be over by then."""
+"""The deadline of a checkout that never waits. It gets a worker that is idle in its own step, or in the step of a
+verdict on the one it got; or none. Any time computed before the step would be over by then."""
 
 Outcome = Literal["ok", "failed", "lost", "none"]
 """How a run ended: its answer came; its program raised (the worker is healthy); its worker was lost; nothing ran."""
@@ -300,3 +301,5 @@ class Refusal(msgspec.Struct, frozen=True):
     reasons: Mapping[int, str] = {}
     reports: tuple[ExitReport, ...] = ()
     retry_after_s: float = 0.0
+    retryable: bool = False
+    """CheckoutSkipped: nothing but dead workers stood against the call."""

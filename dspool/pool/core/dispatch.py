@@ -56,15 +56,14 @@ class Dispatch(Overload):
             command.cancellable,
         )
         self.leases[lease.lease_id] = lease
-        if lease.deadline == c.AT_ONCE:
-            lease.deadline = self._now
+        late = c.AT_ONCE < lease.deadline < self._now
         plain = self.state is PoolState.OPEN and not lease.require and not self.quarantine.records
         if plain and lease.session is None and self._only_group is not None and not self.paused:
             worker = self._only_group.idle.last_used(lease.program)
-            if worker is not None and lease.deadline >= self._now:
+            if worker is not None and not late:
                 self._take_slot(lease, worker)
                 return
-        if (not plain or lease.deadline < self._now) and self._refused_at_once(lease, command.retry):
+        if (not plain or late) and self._refused_at_once(lease, late, command.retry):
             return
         if self.quarantine.records:
             lease.trial = self.quarantine.admit(lease.program, lease.call_id)
@@ -77,13 +76,13 @@ class Dispatch(Overload):
         elif lease.state is QUEUED:
             self._wait(lease, newcomer=not command.retry)
 
-    def _refused_at_once(self, lease: Lease, retry: bool) -> bool:
+    def _refused_at_once(self, lease: Lease, late: bool, retry: bool) -> bool:
         """Whether it is refused whatever the workers do. A retry was accepted before: a draining pool finishes it."""
         if self.state is not PoolState.OPEN and not (retry and self.state is PoolState.DRAINING):
             self._refuse(lease, refusals.closed(self.state.value))
         elif lease.require and not self._fitting(lease.require):
             self._refuse(lease, refusals.no_such_labels(lease.require, self.groups))
-        elif lease.deadline < self._now:
+        elif late:
             self._refuse_late(lease)
         elif (wait_s := self.quarantine.refused(lease.program, self._now)) is not None:
             self._refuse(lease, self._held(lease.program, wait_s))
@@ -158,6 +157,7 @@ class Dispatch(Overload):
         slot.lease_id = lease.lease_id
         if self.options.check is None:
             lease.state = GRANTED
+            self._watch_hold(lease)
         else:
             lease.state = CHECKING
             if lease.deadline > now:  # else it was now or never, and it was now
@@ -174,9 +174,12 @@ class Dispatch(Overload):
                     counters.queue_wait_s_max = waited
             if self.lines is not None and self.lines.table:
                 self._saw_wait(lease, waited)
-        if lease.hold_s != c.INFINITY:
-            self.timers.arm(now + lease.hold_s, "hold", lease.lease_id)
         self._effects.append(c.Grant(lease.lease_id))
+
+    def _watch_hold(self, lease: Lease) -> None:
+        """It is its holder's from now on: what a hook took to look at the worker is not the holder's time."""
+        if lease.hold_s != c.INFINITY:
+            self.timers.arm(self._now + lease.hold_s, "hold", lease.lease_id)
 
     def _offer(self, worker: Worker) -> None:
         if self.queue.count:
@@ -192,7 +195,7 @@ class Dispatch(Overload):
             lease = self.queue.first_for(worker)
             if lease is None:
                 break
-            if lease.deadline <= self._now:
+            if self._late(lease):
                 self._refuse_late(lease)
             elif not self._shed_if_too_old(lease):
                 self._grant(lease, worker)
@@ -238,7 +241,8 @@ class Dispatch(Overload):
             self._refuse(lease, refusal)
         elif newcomer and (too_big or (full and not started)):  # who is started for doesn't wait for somebody else's
             queue.discard(lease)
-            self._refuse(lease, refusals.saturated(queue.count, queue.size_bytes, len(self.workers), options))
+            groups = [self.groups[name] for name in self._fitting(lease.require)]
+            self._refuse(lease, refusals.saturated(queue.count, queue.size_bytes, groups, options))
         elif newcomer:
             self._line_up(lease)
 
@@ -289,13 +293,21 @@ class Dispatch(Overload):
             if lease is not None and lease.wait_key is not None:
                 self._place(lease)
 
+    def _late(self, lease: Lease) -> bool:
+        """Whether its wait is over. Now or never is no wait: that one may have any worker that is idle in this step."""
+        return c.AT_ONCE < lease.deadline <= self._now
+
     def _place(self, lease: Lease) -> None:
-        if lease.deadline <= self._now:
+        if self._late(lease):
             self._refuse_late(lease)
         elif not lease.trial and (wait_s := self.quarantine.refused(lease.program, self._now)) is not None:
             self._refuse(lease, self._held(lease.program, wait_s))
         elif (worker := self._find(lease)) is not None:
             self._grant(lease, worker)
+        elif lease.deadline == c.AT_ONCE and lease.wait_key is not None:
+            unpinned = lease.wait_key[0] is None
+            refusal = self._hopeless(self._fitting(lease.require), lease) if unpinned else None
+            self._refuse(lease, refusal or self.why_late(lease, self._now))
 
     # --- sessions -------------------------------------------------------------------------------------------------
 
@@ -361,8 +373,12 @@ class Dispatch(Overload):
         self._emit(c.Reject(lease.lease_id))
 
     def _refuse_late(self, lease: Lease) -> None:
-        waited_s, groups = self._now - lease.created_at, self.groups.values()
-        self._refuse(lease, refusals.late(waited_s, self.queue.count, groups, paused=self.paused))
+        self._refuse(lease, self.why_late(lease, self._now))
+
+    def why_late(self, lease: Lease, now: float) -> c.Refusal:
+        """What its wait was for, as the workers that may serve it are now."""
+        groups = [self.groups[name] for name in self._fitting(lease.require)]
+        return refusals.late(now - lease.created_at, self.queue.count, groups, paused=self.paused)
 
     def _leave_queue(self, lease: Lease) -> None:
         self.queue.discard(lease)

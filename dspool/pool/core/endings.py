@@ -38,6 +38,7 @@ class Endings(Dispatch):
             if lease.state is CHECKING:
                 lease.to(GRANTED)
                 self.timers.disarm("check", lease.lease_id)
+                self._watch_hold(lease)
             return
         index = lease.slot  # the lease may hold another slot before this one is given back
         self._ungrant(lease)
@@ -58,7 +59,7 @@ class Endings(Dispatch):
             self._remove(worker, None if command.died else "removed", reason)
             self._give_back(worker, index)
         if len(lease.removed) >= MAX_REMOVALS:
-            self._refuse(lease, refusals.too_many_removed(lease.removed))
+            self._refuse(lease, refusals.too_many_removed(lease))
         else:
             self._requeue(lease)
 
@@ -138,8 +139,7 @@ class Endings(Dispatch):
         counters, took = self.counters, self._now - lease.run_since
         if outcome == "ok":
             counters.calls_ok += 1
-            self.outcomes.recent.append(True)
-            self.outcomes.consecutive_failures = 0
+            self.outcomes.calls.ok(took, self._now)
         else:
             counters.calls_failed += 1
             self._call_failed(lease, error or "it failed")

@@ -18,7 +18,7 @@ from typing import Any
 from dspool.options import PoolOptions
 from dspool.pool.core import commands as c, health
 from dspool.pool.core.affinity import Session, Sessions
-from dspool.pool.core.health import Outcomes
+from dspool.pool.core.health import Answers, History, Outcomes
 from dspool.pool.core.idle import IdleWorkers
 from dspool.pool.core.queue import WaitQueue
 from dspool.pool.core.records import Group, Lease, Slot, Worker
@@ -26,7 +26,7 @@ from dspool.pool.core.restarts import Breaker, Quarantine, how_it_ended
 from dspool.pool.core.states import POOL_MOVES, PoolState, SlotState, WorkerState, moved
 from dspool.pool.core.stats import Counters
 from dspool.pool.core.timers import Timers
-from dspool.types import ExitReason, ExitReport, HealthStatus
+from dspool.types import ExitReason, ExitReport
 
 STARTING, READY, DRAINING, STOPPING, GONE = WorkerState
 OVER = (PoolState.CLOSING, PoolState.CLOSED)
@@ -70,9 +70,10 @@ class Fleet(ABC):
         self.queue = WaitQueue(self.leases, self._fitting)
         self.counters = Counters()
         self.outcomes = Outcomes()
-        self.health: HealthStatus
-        """As it was told last."""
-        self.health, _, _ = health.judge(self.groups.values(), lazy=options.lazy)
+        self.pings = Answers()
+        self.history = History(health.judge(self.groups.values(), lazy=options.lazy).status)
+        self._blamed = ""
+        """The last worker that was taken from the ready ones in this step, and why."""
         self.heir: Worker | None = None
         """The replacement that is starting for a due worker."""
         self.close_deadline = c.INFINITY
@@ -111,10 +112,46 @@ class Fleet(ABC):
 
     def _tell_health(self) -> None:
         """The fleet may have changed. A pool that closes is neither well nor ill."""
-        status, ready, target = health.judge(self.groups.values(), lazy=self.options.lazy)
-        if status != self.health and self.state not in OVER:
-            self._report("pool.health", status=status, before=self.health, ready=ready, target=target)
-            self.health = status
+        if self.state in OVER:
+            return
+        history, blamed = self.history, self._blamed
+        self._blamed = ""
+        history.begin(self._now)
+        judgement = health.judge(self.groups.values(), lazy=self.options.lazy)
+        if judgement.status != history.status:
+            history.change(judgement, self._why(judgement, blamed), self._now)
+        tell_at = history.may_tell_at()
+        if tell_at is None:
+            self.timers.disarm("health")
+        elif tell_at > self._now:
+            self.timers.arm(tell_at, "health")
+        else:
+            self.timers.disarm("health")
+            change = history.changes[-1]
+            before, unsaid = history.tell(self._now)
+            self._report(
+                "pool.health",
+                status=change.status,
+                before=before,
+                ready=change.ready,
+                target=change.target,
+                reason=change.reason,
+                unsaid=unsaid,
+            )
+
+    def _why(self, judgement: health.Judgement, blamed: str) -> str:
+        """Why the pool is another than it was, in a few words."""
+        last = self.counters.last_exit
+        if judgement.status == "healthy":
+            return f"{judgement.ready} of {judgement.target} workers are ready"
+        if judgement.stopped:
+            return "starts are stopped" if last is None else f"starts are stopped; {how_it_ended(last)}"
+        return blamed or f"{judgement.ready} of {judgement.target} workers are ready"
+
+    def _blame(self, worker: Worker, why: str) -> None:
+        """A worker leaves; was it ready, it may be why the pool is worse for it."""
+        if worker.state is READY:
+            self._blamed = f"worker {worker.worker_id}: {why}"
 
     def _become(self, state: PoolState) -> None:
         self.state = moved(POOL_MOVES, self.state, state)
@@ -239,6 +276,7 @@ class Fleet(ABC):
         if worker.state is STOPPING:
             return
         self._note_in_flight(worker)
+        self._blame(worker, f"{reason or 'it seems to be dead'}{detail and f', {detail}'}")
         worker.to(STOPPING)
         worker.reason, worker.killed = reason, True
         self._withdraw(worker)
@@ -288,6 +326,7 @@ class Fleet(ABC):
             return
         report, group = command.report, worker.group
         self._note_in_flight(worker)
+        self._blame(worker, f"{report.reason}{report.detail and f', {report.detail}'}")
         worker.to(GONE)
         self._withdraw(worker)
         self._forget_worker(worker)

@@ -43,11 +43,25 @@ def check(core: PoolCore) -> None:
     _check_sessions(core)
     _check_bounds(core)
     _check_timers(core)
-    if core.state not in _OVER:
-        status, _, _ = health.judge(core.groups.values(), lazy=core.options.lazy)
-        assert core.health == status, f"the pool is {status} and was told to be {core.health}"
+    _check_health(core)
     if core.state is PoolState.CLOSED:
         assert not core.workers, "a closed pool has workers"
+
+
+def _check_health(core: PoolCore) -> None:
+    history = core.history
+    if history.began_at is not None:
+        passed_s, spent_s = core.now - history.began_at, sum(history.spent(core.now).values())
+        ended = history.ended_at is not None
+        assert ended or abs(passed_s - spent_s) < 1e-6 * (1 + passed_s), f"{passed_s:g} s passed, {spent_s:g} s count"
+    if core.state in _OVER:
+        assert history.ended_at is not None, "a closing pool's clock runs on"
+        assert not core.timers.armed("health"), "a closing pool has something to tell of its health"
+        return
+    status = health.judge(core.groups.values(), lazy=core.options.lazy).status
+    assert history.status == status, f"the pool is {status} and its history says {history.status}"
+    armed, untold = core.timers.armed("health"), history.told != status
+    assert armed == untold, f"the pool is {status}, told to be {history.told}, and will {'' if armed else 'not '}say so"
 
 
 def _said(row: Worker | Lease) -> str:
@@ -151,7 +165,8 @@ def _check_lease(core: PoolCore, lease: Lease) -> None:
         assert lease.worker_id not in lease.skipped, f"{_said(lease)} holds a worker that skipped it"
         assert lease.worker_id not in lease.removed, f"{_said(lease)} holds a worker that it removed"
         armed = core.timers.armed("hold", lease.lease_id)
-        assert armed == (lease.hold_s != c.INFINITY), f"{_said(lease)}: its hold_s is watched: {armed} (law 7)"
+        held = lease.state is LeaseState.GRANTED and lease.hold_s != c.INFINITY
+        assert armed == held, f"{_said(lease)}: its hold_s is watched: {armed} (law 7)"
         armed = core.timers.armed("check", lease.lease_id)
         checked = lease.state is LeaseState.CHECKING and lease.granted_at < lease.deadline < c.INFINITY
         assert armed == checked, f"{_said(lease)}: its deadline is watched while it is looked at: {armed} (law 7)"
@@ -336,7 +351,8 @@ def check_effects(core: PoolCore, effects: Iterable[c.Effect]) -> None:
             worker = core.workers[lease.worker_id]
             assert worker.state in _LIVE, f"lease {effect.lease_id} got a {worker.state.value} worker (law 6)"
             assert not core.paused, f"lease {effect.lease_id} was granted by a paused pool"
-            assert lease.deadline >= lease.granted_at, f"lease {effect.lease_id} was granted past its deadline (law 3)"
+            late = c.AT_ONCE < lease.deadline < lease.granted_at
+            assert not late, f"lease {effect.lease_id} was granted past its deadline (law 3)"
         elif isinstance(effect, c.Reject):
             lease = core.leases.get(effect.lease_id)
             assert lease is not None, f"lease {effect.lease_id} is refused and gone: nobody can read why"

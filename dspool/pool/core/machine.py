@@ -115,6 +115,8 @@ class PoolCore(Endings):
         if self.state is PoolState.CLOSING:
             return
         self._become(PoolState.CLOSING)
+        self.history.end(self._now)
+        self.timers.disarm("health")
         self.paused = False
         self._report("pool.closing", waiting=self.queue.count, leased=len(self.leases))
         for lease in list(self.queue.everybody()):
@@ -152,7 +154,7 @@ class PoolCore(Endings):
             self._close_now()
         elif kind == "cancel" or kind == "abandon":
             self._slot_timer(kind, self.workers[key])
-        elif kind != "backoff":
+        elif kind != "backoff" and kind != "health":  # the end of the step sees to these
             self._worker_timer(kind, self.workers[key])
 
 

@@ -83,6 +83,11 @@ class Lease(msgspec.Struct):
     refusal: Refusal | None = None
 
     @property
+    def all_found_dead(self) -> bool:
+        """Whether it was granted workers, and every one of them had died by itself."""
+        return 0 < self.found_dead == len(self.removed) + len(self.skipped)
+
+    @property
     def is_granted(self) -> bool:
         """Whether it holds its slot, the verdict given."""
         return self.state is LeaseState.GRANTED
@@ -161,7 +166,12 @@ class Worker(msgspec.Struct):
     counted: bool = True
     """Whether it counts in its group while it is stopping."""
     probing: bool = False
+    probed_at: float = 0.0
     missed_pings: int = 0
+    pinged_at: float | None = None
+    """When it last answered a ping."""
+    ping_s: float | None = None
+    """How long that took."""
     rss_bytes: int | None = None
     warm_rss_bytes: int | None = None
     """The first sample after its first answered call."""

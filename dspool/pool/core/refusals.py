@@ -34,6 +34,8 @@ def late(waited_s: float, waiting: int, groups: Collection[Group], *, paused: bo
     workers = ", ".join(f"{count} {state}" for state, count in counts.items() if count or state not in _LEAVING)
     if paused:
         advice = "the pool is paused: call resume()"
+    elif resize := _resize(groups):
+        advice = resize
     elif counts["starting"] and not counts["ready"]:
         advice = "they were still starting: allow more time with timeout_s or queue_timeout_s, or wait_ready() first"
     else:
@@ -61,12 +63,14 @@ def hook_late(worker_id: int | None, waited_s: float) -> Refusal:
     return Refusal("QueueTimeout", message)
 
 
-def saturated(waiting: int, waiting_bytes: int, workers: int, options: PoolOptions) -> Refusal:
+def saturated(waiting: int, waiting_bytes: int, groups: Collection[Group], options: PoolOptions) -> Refusal:
     """The queue is full."""
+    workers = sum(group.present for group in groups)
+    advice = _resize(groups) or "try again later, or add workers"
     message = (
         f"has a full queue: {waiting} calls with {waiting_bytes:,} bytes wait "
         f"(max_waiting={options.max_waiting}, max_waiting_bytes={options.max_waiting_bytes:,}) "
-        f"for {workers} workers; try again later, or add workers"
+        f"for {workers} workers; {advice}"
     )
     return Refusal("PoolSaturated", message)
 
@@ -81,13 +85,14 @@ def overloaded(waited_s: float, waiting: int, ready: int, options: PoolOptions) 
     return Refusal("PoolSaturated", message)
 
 
-def too_many_removed(removed: Mapping[int, str]) -> Refusal:
+def too_many_removed(lease: Lease) -> Refusal:
     """One call cost too many workers."""
+    removed = dict(lease.removed)
     message = (
         f"removed {len(removed)} workers for this one call, which is the limit: {_said(removed)}; it was not run. They "
         "are replaced: try again, or mend what the reasons name"
     )
-    return Refusal("CheckoutSkipped", message, reasons=dict(removed))
+    return Refusal("CheckoutSkipped", message, reasons=removed, retryable=lease.all_found_dead)
 
 
 def skipped_by_all(skipped: Mapping[int, str]) -> Refusal:
@@ -140,6 +145,14 @@ def broken(groups: Sequence[Group], options: PoolOptions) -> Refusal:
         f"every {max(group.breaker.cooldown_s for group in groups):g} s"
     )
     return Refusal("PoolBroken", message, reports=reports)
+
+
+def _resize(groups: Collection[Group]) -> str:
+    """What to do where there are to be no workers at all; empty where there are to be some."""
+    if any(group.size + group.overflow for group in groups):
+        return ""
+    names = ", ".join(sorted(group.name for group in groups))
+    return f"the size of group {names} is 0: call resize() to have workers started"
 
 
 def _said(reasons: Mapping[int, str]) -> str:

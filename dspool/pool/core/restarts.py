@@ -6,7 +6,12 @@ Two different things, never mixed:
 
 What counts as a boot failure is decided where exits are judged (`Fleet._judge_exit`): the end of a worker that was
 never proved good by an answer, a pong, or a life as long as the window in which failures are counted. For what the
-breaker has to stop is a loop of starts, and a worker that lived that long is part of none, whatever ended it.
+breaker has to stop is a loop of starts, and a worker that lived that long is part of none, whatever ended it. The first
+ping of a worker that ran no call comes FIRST_PING_S after it became ready, so a second of life is enough.
+
+Workers that were ready and end together count once: one blow from outside (an out-of-memory sweep, somebody's kill of
+all of them) says no more of the next start than one death does. A loop of starts goes on and on, so it is stopped all
+the same, TOGETHER_S later for each failure that it may have. Those that end before they are ready count each.
 
 Source: gunicorn and uvicorn restart for ever; Erlang's supervisors have max_restarts; the half-open state is Nygard's
 circuit breaker.
@@ -21,6 +26,10 @@ import msgspec
 
 from dspool.types import ExitReport
 
+FIRST_PING_S = 1.0
+"""How long an idle worker is ready before its first pong proves it good."""
+TOGETHER_S = 0.1
+"""Workers that were ready and end within this time of a failure that was counted are part of it."""
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 30.0
 REPORTS_KEPT = 5
@@ -61,10 +70,12 @@ class Breaker(msgspec.Struct):
             report: what is known of it.
             now: monotonic seconds.
             jitter: 0 to 1; the pause is 50 to 100 % of the nominal one.
-            was_ready: it died before its first good answer, but was ready: it counts, and is replaced at once.
+            was_ready: it died before its first good answer, but was ready: it is replaced at once, and counts unless
+                it is part of a blow that was counted.
         """
         self.reports.append(report)
-        self.failures.append(now)
+        if not (was_ready and self.failures and now - self.failures[-1] < TOGETHER_S):
+            self.failures.append(now)
         while self.failures and self.failures[0] <= now - self.window_s:
             self.failures.popleft()
         while len(self.failures) > self.max_restarts + 1:
@@ -204,6 +215,11 @@ class Quarantine(msgspec.Struct):
         """Let it run. Returns whether it was quarantined."""
         self.suspects.pop(program, None)
         record = self.records.pop(program, None)
+        return record is not None and record.held
+
+    def holds(self, program: str) -> bool:
+        """Whether it is in quarantine."""
+        record = self.records.get(program)
         return record is not None and record.held
 
     def held(self) -> tuple[str, ...]:

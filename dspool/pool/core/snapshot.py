@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -12,7 +12,15 @@ from dspool.pool.core.machine import PoolCore
 from dspool.pool.core.records import Worker
 from dspool.pool.core.states import WorkerState
 from dspool.pool.core.stats import Counters
-from dspool.types import PoolHealth, PoolStats, WorkerInfo, WorkerState as SeenState
+from dspool.types import (
+    AnswerFigures,
+    HealthChange,
+    HealthStatus,
+    PoolHealth,
+    PoolStats,
+    WorkerInfo,
+    WorkerState as SeenState,
+)
 
 
 def seen_state(worker: Worker) -> SeenState:
@@ -40,6 +48,8 @@ def worker_info(worker: Worker, now: float, *, pid: int | None, start_method: st
         rss_bytes=worker.rss_bytes,
         start_method=start_method,
         due=worker.due,
+        last_ping_age_s=_age(worker.pinged_at, now),
+        last_ping_s=worker.ping_s,
         overflow=worker.overflow,
     )
 
@@ -67,20 +77,66 @@ def pool_stats(core: PoolCore, name: str, now: float, **more: Any) -> PoolStats:
         breaker=breaker_state(core),
         quarantined=core.quarantine.held(),
         suspects=tuple(core.quarantine.suspects),
-        success_rate=outcomes.success_rate,
-        consecutive_failures=outcomes.consecutive_failures,
+        success_rate=outcomes.calls.success_rate,
+        consecutive_failures=outcomes.calls.consecutive_failures,
         last_error=outcomes.last_error,
-        last_error_age_s=None if outcomes.last_error_at is None else max(0.0, now - outcomes.last_error_at),
+        last_error_age_s=_age(outcomes.last_error_at, now),
         **_copied(core.counters),
         **more,
     )
 
 
-def pool_health(core: PoolCore) -> PoolHealth:
-    """Ready workers against the target, judged as in `health`."""
-    status, ready, target = health.judge(core.groups.values(), lazy=core.options.lazy)
-    breaker = breaker_state(core)
-    return PoolHealth(status=status, ready=ready, target=target, breaker=breaker, last_exit=core.counters.last_exit)
+def pool_health(core: PoolCore, now: float) -> PoolHealth:
+    """Ready workers against the target, judged as in `health`, now and since the pool was opened."""
+    judgement, history = health.judge(core.groups.values(), lazy=core.options.lazy), core.history
+    spent, lately = history.spent(now), history.spent_lately(now)
+    return PoolHealth(
+        status=judgement.status,
+        ready=judgement.ready,
+        target=judgement.target,
+        breaker=breaker_state(core),
+        reason=history.changes[-1].reason if history.changes else "",
+        since_s=0.0 if history.began_at is None else max(0.0, now - history.since),
+        time_s=dict(spent),
+        availability=_availability(spent),
+        availability_1h=_availability(lately),
+        changes=tuple(
+            HealthChange(
+                age_s=max(0.0, now - change.at),
+                status=change.status,
+                before=change.before,
+                ready=change.ready,
+                target=change.target,
+                reason=change.reason,
+            )
+            for change in history.changes
+        ),
+        changes_unsaid=history.unsaid,
+        pings=_figures(core.pings, now),
+        calls=_figures(core.outcomes.calls, now),
+        last_exit=core.counters.last_exit,
+    )
+
+
+def _availability(spent: Mapping[HealthStatus, float]) -> float | None:
+    """The share of that time in which some worker was ready, or none was wanted."""
+    all_s = sum(spent.values())
+    return 1.0 - spent["unhealthy"] / all_s if all_s > 0 else None
+
+
+def _figures(answers: health.Answers, now: float) -> AnswerFigures:
+    return AnswerFigures(
+        done=answers.done,
+        failed=answers.failures,
+        consecutive_failures=answers.consecutive_failures,
+        success_rate=answers.success_rate,
+        mean_s=answers.mean_s,
+        last_age_s=_age(answers.last_at, now),
+    )
+
+
+def _age(at: float | None, now: float) -> float | None:
+    return None if at is None else max(0.0, now - at)
 
 
 def breaker_state(core: PoolCore) -> Any:

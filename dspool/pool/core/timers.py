@@ -26,6 +26,7 @@ TimerKind = Literal[
     "check",
     "session",
     "shed",
+    "health",
     "close",
 ]
 Timer = tuple[TimerKind, int, int]

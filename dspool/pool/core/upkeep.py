@@ -9,6 +9,7 @@ from __future__ import annotations
 from dspool.pool.core import commands as c, recycling
 from dspool.pool.core.fleet import OVER, READY, STARTING, STOPPING, Fleet
 from dspool.pool.core.records import Group, Worker
+from dspool.pool.core.restarts import FIRST_PING_S
 from dspool.pool.core.states import PoolState
 from dspool.pool.core.timers import TimerKind
 from dspool.types import ExitReason
@@ -40,7 +41,7 @@ class Upkeep(Fleet):
         if self.options.max_lifetime_s is not None:
             self.timers.arm(self._now + self._shortened(self.options.max_lifetime_s, number), "age", number)
         if self.options.ping_interval_s is not None:
-            self.timers.arm(self._now + self.options.ping_interval_s, "ping", number)
+            self.timers.arm(self._now + self._ping_pause_s(worker), "ping", number)
         if group.ready == 1:
             self._lines_begin_anew()
         group.breaker.became_ready()
@@ -192,6 +193,7 @@ class Upkeep(Fleet):
     def _probe(self, worker: Worker) -> None:
         if not worker.probing:
             worker.probing = True
+            worker.probed_at = self._now
             self._emit(c.Probe(worker.worker_id))
 
     def _on_probe_answered(self, command: c.ProbeAnswered) -> None:
@@ -203,6 +205,8 @@ class Upkeep(Fleet):
             return
         if command.ok:
             worker.missed_pings = 0
+            worker.pinged_at, worker.ping_s = self._now, self._now - worker.probed_at
+            self.pings.ok(worker.ping_s, self._now)
             self._proved_good(worker)
         elif worker.leased:
             worker.missed_pings = 0  # a busy worker is judged by its calls' deadlines
@@ -213,6 +217,7 @@ class Upkeep(Fleet):
 
     def _missed_ping(self, worker: Worker) -> None:
         worker.missed_pings += 1
+        self.pings.failed(self._now)
         if worker.missed_pings >= self.options.ping_failures:
             detail = f"{worker.missed_pings} pings in a row unanswered, {self.options.ping_timeout_s:g} s each"
             self._remove(worker, "hung", detail, dump=True)
@@ -244,13 +249,18 @@ class Upkeep(Fleet):
             self._wont_end(worker)
 
     def _ping_timer(self, worker: Worker) -> None:
-        interval = self.options.ping_interval_s
-        assert interval is not None
+        pause_s = self._ping_pause_s(worker)
         idle_since = self._now if worker.leased else worker.idle_since
-        if self._now - idle_since >= interval * _SLACK:
+        if self._now - idle_since >= pause_s * _SLACK:
             self._probe(worker)
             idle_since = self._now
-        self.timers.arm(idle_since + interval, "ping", worker.worker_id)
+        self.timers.arm(idle_since + pause_s, "ping", worker.worker_id)
+
+    def _ping_pause_s(self, worker: Worker) -> float:
+        """How long it is idle before a ping: not long where that is to prove it good."""
+        interval_s = self.options.ping_interval_s
+        assert interval_s is not None
+        return interval_s if worker.good else min(interval_s, FIRST_PING_S)
 
     def _wont_end(self, worker: Worker) -> None:
         """A worker that was to stop is still there: it counts no more, and may be replaced."""

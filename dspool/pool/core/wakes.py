@@ -28,7 +28,7 @@ class Wakes:
         assert woken == changed, f"woken were {sorted(woken)}, granted or refused {sorted(changed)}"
         for lease_id in woken & self._before.keys():
             lease = core.leases[lease_id]
-            late = lease.state in _HELD and lease.deadline <= core.now
+            late = lease.state in _HELD and c.AT_ONCE < lease.deadline <= core.now
             assert not late, f"lease {lease_id} waited until its deadline and was granted then (law 3)"
         self._before = now
 

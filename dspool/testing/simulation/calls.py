@@ -43,7 +43,8 @@ class Calls(Processes):
     def _attempt(self, caller: Caller, call_id: int, tries: int) -> Steps:
         lease_id = caller.lease_id
         try:
-            self.step(c.Checkout(lease_id, call_id, deadline=caller.deadline, retry=tries > 0, **caller.wants))
+            deadline = caller.deadline if caller.deadline > self.now else c.AT_ONCE
+            self.step(c.Checkout(lease_id, call_id, deadline=deadline, retry=tries > 0, **caller.wants))
             lease = self.core.leases[lease_id]
             while True:
                 refused = yield from self._acquire(caller, lease)

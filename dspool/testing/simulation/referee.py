@@ -148,7 +148,10 @@ class Referee:
         return not left and any(each.breaker.state != "closed" for each in fitting)
 
     def _is_late(self, lease: Lease) -> bool:
-        return lease.deadline <= self._core.now
+        if lease.deadline != c.AT_ONCE or lease.session is not None or self._core.paused:
+            return lease.deadline <= self._core.now
+        idle = [worker for worker in self._core.workers.values() if worker.state is WorkerState.READY and worker.free]
+        return not any(_fits((None, lease.require, frozenset(lease.skipped)), worker) for worker in idle)
 
     def _takes_nothing(self, lease: Lease) -> bool:
         return self._core.state is not PoolState.OPEN

@@ -21,7 +21,7 @@ It is written in layers, each a class on top of the one before; this one has the
     accidents  what befalls the pool from outside
 
 Beside them stand `swarm` (what a seed draws first), `parts` (records), `moments` (in which state a fault struck),
-`books`, `referee` and `trace`.
+`books`, `referee`, `starts` and `trace`.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from dspool.testing.simulation.books import Books, Move, MovesSeen
 from dspool.testing.simulation.moments import FAULT_MOVES
 from dspool.testing.simulation.parts import Caller, Kind, Process
 from dspool.testing.simulation.referee import Referee
+from dspool.testing.simulation.starts import Starts
 from dspool.testing.simulation.swarm import draw_load, draw_options, draw_rates
 from dspool.testing.simulation.trace import Trace
 
@@ -69,6 +70,7 @@ class World(ABC):
         self.fault_moves: set[str] = set()
         self.books = Books(self.core)
         self.referee = Referee(self.core, judges=checked)
+        self._starts = Starts(self.core)
         self.trace = Trace(tell)
         self._moves_seen = MovesSeen(self.moves)
         self._wakes = Wakes()
@@ -164,6 +166,7 @@ class World(ABC):
                 invariants.check_queue_bounds(core)
             self._wakes.step(core, effects)
             self._moves_seen.step(core, effects)
+            self._starts.step(command, effects)
         self.referee.step(command, effects)
         self.books.step(command, effects)
         for effect in effects:

@@ -12,8 +12,8 @@ from dspool.protocol.codec import MSGPACK
 from dspool.protocol.frames import HEADER_BYTES, FrameDecoder, encode_frame
 from dspool.protocol.messages import CreateArgs, ImportedProgram, Request, Response
 from dspool.protocol.requests import encode_request
-from tests.chaos.fuzzing.tally import Tally
 from tests.chaos.lies import LIES, lie, requests, responses
+from tests.chaos.tally import Tally
 from tests.mutations import chunked, mutated
 
 CAP = 100_000

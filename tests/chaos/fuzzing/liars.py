@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dspool
-from tests.chaos.fuzzing.tally import Tally
 from tests.chaos.lies import LARGE, LIES, VALUE, become_liar, lie
+from tests.chaos.tally import Tally
 
 WORKERS = 4
 TIMEOUT_S = 30.0
@@ -42,7 +42,7 @@ def fuzz_callers(count: int, rng: random.Random, tally: Tally, sample: Any) -> N
             with lock:
                 tally.done["lies_to_a_caller"] += 1
                 if removed_ms is not None:
-                    tally.removed_ms.append(removed_ms)
+                    tally.time("removed", removed_ms)
                 if found:
                     tally.complain("wrong_outcomes", f"{name}, seed {seed}: {found}")
                 if number % SAMPLED_EVERY == 0:

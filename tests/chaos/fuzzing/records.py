@@ -17,6 +17,7 @@ from dspool.protocol.records import (
     Exited,
     Fork,
     Forked,
+    Importing,
     Prepare,
     Prepared,
     Refused,
@@ -24,12 +25,13 @@ from dspool.protocol.records import (
     receive_record,
 )
 from tests.chaos.fuzzing.hatchery import hatchery
-from tests.chaos.fuzzing.tally import Tally
+from tests.chaos.tally import Tally
 from tests.mutations import mutated
 
 RECORDS = [
     Prepare(["/a", "/b"], ["module"], dspy=False),
     Fork(7),
+    Importing("module"),
     Prepared("a rule"),
     Unprepared(ErrorInfo("boot_error", "no", "builtins.ImportError", traceback="T" * 500)),
     Forked(7, 4711),

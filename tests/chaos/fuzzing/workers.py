@@ -12,8 +12,8 @@ from dspool.protocol.frames import HEADER_BYTES, encode_frame
 from dspool.protocol.limits import EXIT_BROKEN_FRAME
 from dspool.protocol.messages import CreateArgs, ImportedProgram, Request
 from tests.chaos.fuzzing.hatchery import Hatchery, Wire, hatchery
-from tests.chaos.fuzzing.tally import Tally
 from tests.chaos.lies import requests
+from tests.chaos.tally import Tally
 from tests.mutations import chunked, mutated
 
 BATCH = 64
@@ -72,7 +72,7 @@ def _break(hatched: Hatchery, rng: random.Random, tally: Tally) -> None:
         if kind == "cut off":
             wire.sock.shutdown(socket.SHUT_WR)
         status = worker.ended()
-        tally.removed_ms.append((time.monotonic() - began) * 1000)
+        tally.time("removed", (time.monotonic() - began) * 1000)
         tally.done["broken_frames_to_a_worker"] += 1
         if status is None:
             tally.complain("hangs", f"a worker lives on after a frame that is {kind}: {data!r:.200}")

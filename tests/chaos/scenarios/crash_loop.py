@@ -21,12 +21,14 @@ from benchmarks.harness.processes import cpu_s, own_cpu_s
 from tests.chaos.finding import Finding, Plan
 from tests.chaos.premises import Premises
 from tests.chaos.programs import double
+from tests.chaos.tally import Tally
 from tests.chaos.watch import Watch
 
 WORKERS = 4
 PATIENCE_S = 60.0
 REFUSALS = 100
 OPEN_GOAL_S, REFUSAL_GOAL_MS, CPU_GOAL_PERCENT = 5.0, 10.0, 5.0
+LOST = ("breaker_not_open", "calls_not_refused", "refused_without_a_report", "not_healed", "wrong_answers")
 GOOD = "def ready():\n    return 'ready'\n"
 
 
@@ -51,99 +53,76 @@ WAYS = (
 )
 
 
-class _Books:
-    """What was seen."""
-
-    def __init__(self) -> None:
-        self.done = {"crash_loops": 0, "failed_starts": 0, "refusals": 0, "calls_after_the_reload": 0}
-        self.lost = {"breaker_not_open": 0, "calls_not_refused": 0, "refused_without_a_report": 0, "not_healed": 0}
-        self.lost["wrong_answers"] = 0
-        self.measured: dict[str, float] = {}
-        self.missed: list[str] = []
-
-    def measure(self, way: str, what: str, value: float, goal: float | None = None) -> None:
-        """A figure, and where there is a goal, whether it was missed."""
-        self.measured[f"{way}_{what}"] = value
-        if goal is not None and value > goal:
-            self.missed.append(f"{way}: {what.replace('_', ' ')} is {value:.3g}; at most {goal:g} is promised")
-
-
 def crash_loop(plan: Plan) -> Finding:
     """See the module's docstring."""
     window_s = plan.pick(short=1, chaos=2, soak=10)
-    books = _Books()
+    tally = Tally(*LOST)
     with Premises() as premises:
         for way in WAYS:
             plan.say(way.name)
             with _importable(premises.folder):
-                _crash(way, premises, window_s, books)
+                _crash(way, premises, window_s, tally)
         left = premises.left()
-    return Finding(
-        scenario="crash_loop",
-        seed=plan.seed,
-        done=books.done,
-        lost=books.lost,
-        left=left,
-        measured=books.measured,
-        missed=tuple(books.missed),
-    )
+    return tally.finding("crash_loop", plan, left)
 
 
-def _crash(way: _Way, premises: Premises, window_s: float, books: _Books) -> None:
+def _crash(way: _Way, premises: Premises, window_s: float, tally: Tally) -> None:
     module = f"chaos_{way.name}"
     file = premises.folder / f"{module}.py"
     file.write_text(way.text, encoding="utf-8")
     option, form = way.option
     options: dict[str, Any] = {option: form.format(module)}
     watch = Watch()
-    books.done["crash_loops"] += 1
+    tally.done["crash_loops"] += 1
     began = time.monotonic()
     with dspool.Pool(workers=WORKERS, min_ready=0, on_event=watch, **options) as pool:
         opened = watch.until(lambda: pool.stats().breaker == "open", PATIENCE_S)
-        books.lost["breaker_not_open"] += not opened
-        books.measure(way.name, "breaker_open_s", watch.last.get("pool.breaker_opened", began) - began, OPEN_GOAL_S)
-        refused_ms = [_refused_ms(pool, books) for _ in range(REFUSALS)]
-        books.measure(way.name, "refused_ms_max", max(refused_ms), REFUSAL_GOAL_MS)
-        books.measure(way.name, "cpu_percent", _cpu_percent(pool, premises, window_s, books), CPU_GOAL_PERCENT)
-        books.done["failed_starts"] += pool.stats().start_failures
+        tally.lost["breaker_not_open"] += not opened
+        tally.measure(
+            f"{way.name}_breaker_open_s", watch.last.get("pool.breaker_opened", began) - began, most=OPEN_GOAL_S
+        )
+        refused_ms = [_refused_ms(pool, tally) for _ in range(REFUSALS)]
+        tally.measure(f"{way.name}_refused_ms_max", max(refused_ms), most=REFUSAL_GOAL_MS)
+        tally.measure(f"{way.name}_cpu_percent", _cpu_percent(pool, premises, window_s, tally), most=CPU_GOAL_PERCENT)
+        tally.done["failed_starts"] += pool.stats().start_failures
         file.write_text(GOOD, encoding="utf-8")
-        _heal(way, pool, watch, books)
+        _heal(way, pool, watch, tally)
 
 
-def _refused_ms(pool: dspool.Pool, books: _Books) -> float:
+def _refused_ms(pool: dspool.Pool, tally: Tally) -> float:
     """A call that can't be served: how long until that is said."""
     began = time.perf_counter()
     try:
         pool.run(double, {"number": 1})
     except dspool.PoolBroken as error:
-        books.lost["refused_without_a_report"] += not error.reports
+        tally.lost["refused_without_a_report"] += not error.reports
     else:
-        books.lost["calls_not_refused"] += 1
-    books.done["refusals"] += 1
+        tally.lost["calls_not_refused"] += 1
+    tally.done["refusals"] += 1
     return (time.perf_counter() - began) * 1e3
 
 
-def _cpu_percent(pool: dspool.Pool, premises: Premises, window_s: float, books: _Books) -> float:
+def _cpu_percent(pool: dspool.Pool, premises: Premises, window_s: float, tally: Tally) -> float:
     """Of one core, by the manager and all it started, over so many seconds."""
     before = own_cpu_s() + cpu_s(premises.processes())
     began = time.monotonic()
     while time.monotonic() - began < window_s:
-        _refused_ms(pool, books)
+        _refused_ms(pool, tally)
         time.sleep(0.1)  # ten callers a second is what is measured, nothing is waited for
     used = own_cpu_s() + cpu_s(premises.processes()) - before
     return 100 * used / (time.monotonic() - began)
 
 
-def _heal(way: _Way, pool: dspool.Pool, watch: Watch, books: _Books) -> None:
+def _heal(way: _Way, pool: dspool.Pool, watch: Watch, tally: Tally) -> None:
     """The file is right again: after a reload the pool is whole."""
     began = time.monotonic()
     pool.reload()
     healed = watch.until(lambda: pool.health().status == "healthy", PATIENCE_S)
-    books.lost["not_healed"] += not healed
-    books.measure(way.name, "healed_s", watch.last.get("worker.ready", began) - began)
+    tally.lost["not_healed"] += not healed
+    tally.measure(f"{way.name}_healed_s", watch.last.get("worker.ready", began) - began)
     for number in range(WORKERS):
-        books.lost["wrong_answers"] += pool.run(double, {"number": number}) != 2 * number
-        books.done["calls_after_the_reload"] += 1
+        tally.lost["wrong_answers"] += pool.run(double, {"number": number}) != 2 * number
+        tally.done["calls_after_the_reload"] += 1
 
 
 @contextmanager

@@ -13,19 +13,20 @@ from tests.chaos.finding import Finding, Plan
 from tests.chaos.fuzzing.decoders import fuzz_decoders, fuzz_slot_pipe
 from tests.chaos.fuzzing.liars import fuzz_callers
 from tests.chaos.fuzzing.records import believe_templates, fuzz_records, fuzz_templates
-from tests.chaos.fuzzing.tally import Tally
 from tests.chaos.fuzzing.workers import fuzz_workers
 from tests.chaos.premises import Premises, resident_bytes
+from tests.chaos.tally import Tally
 
-GROWTH_GOAL_BYTES = 32 * 2**20
+GROWTH_GOAL_MIB = 32.0
 REMOVED_P99_MS = 100.0
+LOST = ("crashes", "hangs", "wrong_outcomes", "unanswered")
 
 
 def fuzz(plan: Plan) -> Finding:
     """Lie, in every way that there is a part for."""
-    rng, tally = random.Random(plan.seed), Tally(plan.say)
+    rng, tally = random.Random(plan.seed), Tally(*LOST)
     with Premises() as premises:
-        _warm(tally)
+        _warm()
         before, peak = resident_bytes(), 0
 
         def sample() -> None:
@@ -50,38 +51,18 @@ def fuzz(plan: Plan) -> Finding:
         fuzz_callers(plan.pick(short=20, chaos=80, soak=5_000), rng, tally, sample)
         sample()
         left = premises.left()
-    for complaint in tally.complaints:
-        plan.say(complaint)
-    return _finding(plan, tally, left, max(0, peak - before))
+    removed_ms = tally.times_ms["removed"]
+    tally.measure("removed_median_ms", median(removed_ms))
+    tally.measure("removed_p99_ms", quantile(removed_ms, 0.99), most=REMOVED_P99_MS)
+    tally.measure("removed_max_ms", max(removed_ms, default=0.0))
+    tally.measure("growth_mib", max(0, peak - before) / 2**20, most=GROWTH_GOAL_MIB)
+    return tally.finding("fuzz", plan, left)
 
 
-def _warm(tally: Tally) -> None:
+def _warm() -> None:
     """What is imported and kept for ever with the first use of each part is no growth."""
-    aside = Tally(tally.say)
+    aside = Tally()
     rng = random.Random(0)
     fuzz_decoders(200, rng, aside)
     fuzz_slot_pipe(200, rng, aside)
     fuzz_callers(4, rng, aside, lambda: None)
-
-
-def _finding(plan: Plan, tally: Tally, left: dict[str, int], growth_bytes: int) -> Finding:
-    removed_p99_ms = quantile(tally.removed_ms, 0.99)
-    missed = []
-    if growth_bytes > GROWTH_GOAL_BYTES:
-        missed.append(f"the manager grew by {growth_bytes / 2**20:.1f} MiB, not less than {GROWTH_GOAL_BYTES >> 20}")
-    if removed_p99_ms > REMOVED_P99_MS:
-        missed.append(f"workers that lie were gone after {removed_p99_ms:.0f} ms (p99), not {REMOVED_P99_MS:g}")
-    return Finding(
-        scenario="fuzz",
-        seed=plan.seed,
-        done=dict(tally.done),
-        lost=dict(tally.lost),
-        left=left,
-        measured={
-            "removed_median_ms": median(tally.removed_ms),
-            "removed_p99_ms": removed_p99_ms,
-            "removed_max_ms": max(tally.removed_ms, default=0.0),
-            "growth_mib": growth_bytes / 2**20,
-        },
-        missed=tuple(missed),
-    )

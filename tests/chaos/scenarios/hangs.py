@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from tests.chaos import hanging
 from tests.chaos.figures import median, quantile
 from tests.chaos.finding import Finding, Plan
 from tests.chaos.premises import Premises
+from tests.chaos.tally import Tally
 from tests.chaos.witness import Door, Witness, door
 
 WORKERS, NEIGHBOURS = 4, 3
@@ -190,53 +190,29 @@ class Async:
         return self._portal.call(look)
 
 
-class Tally:
-    """What was counted and timed."""
-
-    def __init__(self) -> None:
-        self.done: Counter[str] = Counter()
-        self.lost: Counter[str] = Counter({"untold": 0, "reports_wrong": 0, "dumps_missing": 0, "calls_beside": 0})
-        self.left: Counter[str] = Counter({"survivors": 0, "workers_missing": 0})
-        self.told_ms: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        self.gone_ms: list[float] = []
-        self.complaints: list[str] = []
-
-    def complain(self, what: str, why: object) -> None:
-        """Count a loss, and keep what it was."""
-        self.lost[what] += 1
-        self.complaints.append(f"{what}: {why}")
-
-
 def hangs(plan: Plan) -> Finding:
     """Hang a call in each way, again and again, in a random order."""
-    rng, tally = random.Random(plan.seed), Tally()
+    rng, tally = random.Random(plan.seed), Tally("untold", "reports_wrong", "dumps_missing", "calls_beside")
     each = plan.pick(short=1, chaos=2, soak=50)
     with Premises() as premises:
         with door() as entry:
             for front in (Blocking, Async):
                 with ExitStack() as stack:
                     _hang_all(front(stack), entry, each, rng, tally, plan.say)
-        tally.left.update(premises.left())
-    for complaint in tally.complaints[:10]:
-        plan.say(complaint)
-    told = [ms for kind in tally.told_ms.values() for ms in kind]
-    measured = {
-        "told_median_ms": median(told),
-        "told_p99_ms": quantile(told, 0.99),
-        "gone_median_ms": median(tally.gone_ms),
-        "gone_p99_ms": quantile(tally.gone_ms, 0.99),
-    }
-    measured |= {f"{kind}_told_median_ms": median(times) for kind, times in tally.told_ms.items()}
-    measured |= {f"{kind}_told_max_ms": max(times, default=0.0) for kind, times in tally.told_ms.items()}
-    return Finding(
-        scenario="hangs",
-        seed=plan.seed,
-        done=dict(tally.done),
-        lost=dict(tally.lost),
-        left=dict(tally.left),
-        measured=measured,
-        missed=tuple(_missed(tally)),
-    )
+        left = premises.left()
+    told = [ms for kind in KINDS for ms in tally.times_ms[kind]]
+    tally.measure("told_median_ms", median(told))
+    tally.measure("told_p99_ms", quantile(told, 0.99))
+    tally.measure("gone_median_ms", median(tally.times_ms["gone"]))
+    tally.measure("gone_p99_ms", quantile(tally.times_ms["gone"], 0.99))
+    for kind in KINDS:
+        tally.measure(f"{kind}_told_median_ms", median(tally.times_ms[kind]), most=TOLD_MEDIAN_MS)
+    for kind in KINDS:
+        tally.measure(f"{kind}_told_p99_ms", quantile(tally.times_ms[kind], 0.99), most=TOLD_P99_MS)
+        tally.measure(f"{kind}_told_max_ms", max(tally.times_ms[kind], default=0.0))
+    if late := tally.done["dumps_too_late"]:
+        tally.missed.append(f"{late} workers that could have written their stacks did not within 10 ms")
+    return tally.finding("hangs", plan, left)
 
 
 def _hang_all(
@@ -276,8 +252,8 @@ def _hang(front: Front, entry: Door, name: str, rng: random.Random, tally: Tally
             entry.empty()
             return False
     tally.done["hangs"] += 1
-    tally.told_ms[name].append((outcome.told_at - outcome.deadline) * 1000)
-    tally.gone_ms.append((gone_at - outcome.deadline) * 1000)
+    tally.time(name, (outcome.told_at - outcome.deadline) * 1000)
+    tally.time("gone", (gone_at - outcome.deadline) * 1000)
     if not isinstance(outcome.error, dspool.CallTimeout):
         tally.complain("untold", f"{name}: {outcome.error!r}")
     else:
@@ -312,13 +288,3 @@ def _judge(name: str, program: str, pids: list[int], report: dspool.ExitReport |
         tally.done["dumps_too_late"] += 1
     elif f"in {program}" not in report.stack_dump.partition("\n\n")[0]:
         tally.complain("dumps_missing", f"{name}: {report.detail!r} {report.stack_dump[:400]!r}")
-
-
-def _missed(tally: Tally) -> Iterator[str]:
-    if late := tally.done["dumps_too_late"]:
-        yield f"{late} workers that could have written their stacks did not within 10 ms"
-    for kind, times in tally.told_ms.items():
-        if (found := median(times)) > TOLD_MEDIAN_MS:
-            yield f"{kind}: told {found:.1f} ms after the deadline (median), not within {TOLD_MEDIAN_MS:g}"
-        if (found := quantile(times, 0.99)) > TOLD_P99_MS:
-            yield f"{kind}: told {found:.1f} ms after the deadline (p99), not within {TOLD_P99_MS:g}"

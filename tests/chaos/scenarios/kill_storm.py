@@ -17,8 +17,9 @@ from tests.chaos.crowd import Crowd
 from tests.chaos.finding import Finding, Plan
 from tests.chaos.premises import Premises
 from tests.chaos.storm.ledger import perform
-from tests.chaos.storm.result import Tally
+from tests.chaos.storm.result import add_storm
 from tests.chaos.storm.storm import CALLERS, OPTIONS, PATIENCE_S, TIMEOUT_S, Force, Storm
+from tests.chaos.tally import Tally
 from tests.chaos.watch import Watch
 
 
@@ -68,4 +69,4 @@ def _storm(
             finally:
                 storm.over.set()
             stuck = crowd.join(time.monotonic() + PATIENCE_S)
-        tally.add(name, storm, stuck=stuck, stats=pool.stats(), health=pool.health(), excused=excused)
+        add_storm(tally, name, storm, stuck=stuck, stats=pool.stats(), health=pool.health(), excused=excused)

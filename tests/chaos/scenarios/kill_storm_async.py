@@ -17,8 +17,9 @@ import dspool
 from tests.chaos.finding import Finding, Plan
 from tests.chaos.premises import Premises
 from tests.chaos.storm.ledger import perform
-from tests.chaos.storm.result import Tally
+from tests.chaos.storm.result import add_storm
 from tests.chaos.storm.storm import CALLERS, OPTIONS, PATIENCE_S, TIMEOUT_S, Force, Storm
+from tests.chaos.tally import Tally
 from tests.chaos.watch import Watch
 
 
@@ -51,7 +52,7 @@ async def _storm(name: str, plan: Plan, force: Force, premises: Premises, tally:
                 finally:
                     storm.over.set()
                 patience.deadline = anyio.current_time() + PATIENCE_S
-        tally.add(name, storm, stuck=callers.working, stats=await pool.stats(), health=await pool.health())
+        add_storm(tally, name, storm, stuck=callers.working, stats=await pool.stats(), health=await pool.health())
 
 
 class _Callers:

@@ -8,7 +8,6 @@ the last arrival, less in a short run, the latency of single calls is compared w
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import threading
@@ -26,6 +25,7 @@ from tests.chaos.crowd import Crowd
 from tests.chaos.finding import Finding, Plan
 from tests.chaos.premises import Premises, resident_bytes
 from tests.chaos.programs import take
+from tests.chaos.tally import Tally
 
 WORKERS = 4
 CALL_S = 0.02
@@ -97,67 +97,45 @@ class _Load:
                 self.refused_ms.append(took_ms)
 
 
-class _Books:
-    """What was seen in all of it."""
-
-    def __init__(self) -> None:
-        self.done: Counter[str] = Counter()
-        self.lost: Counter[str] = Counter()
-        self.measured: dict[str, float] = {}
-        self.missed: list[str] = []
-
-    def measure(self, name: str, value: float, *, most: float = math.inf, least: float = -math.inf) -> None:
-        """A figure, and its goal."""
-        self.measured[name] = value
-        if not least <= value <= most:
-            bound = f"at most {most:g}" if value > most else f"at least {least:g}"
-            self.missed.append(f"{name.replace('_', ' ')} is {value:.3g}; {bound} is promised")
-
-    def add(self, name: str, load: _Load, peak: float, latency: tuple[float, float], stats: dspool.PoolStats) -> None:
-        """One overload is over."""
-        self.done.update({"calls": load.count, **{f"ended_with_{end}": many for end, many in load.ends.items()}})
-        self.lost.update(
-            {
-                "calls_never_resolved": load.count - load.ends.total(),
-                "untyped_errors": load.ends["untyped"],
-                "workers_lost": sum(stats.exits.values()),
-                "leases_left": stats.leased + stats.waiting,
-            }
-        )
-        self.measure(f"{name}_peak_per_s", peak)
-        goodput = load.ends["answer"] / (load.ended - load.began)
-        self.measure(f"{name}_goodput_percent", 100 * goodput / peak, least=GOODPUT_GOAL_PERCENT)
-        self.measure(f"{name}_answered_ms_median", statistics.median(load.answered_ms))
-        if load.shed_ms:
-            self.done["ended_with_PoolSaturated_by_shedding"] += len(load.shed_ms)
-            self.measure(f"{name}_shed_ms_median", statistics.median(load.shed_ms))
-        if load.refused_ms:
-            self.measure(f"{name}_refused_ms_median", statistics.median(load.refused_ms))
-            p99 = statistics.quantiles(load.refused_ms, n=100)[-1]
-            self.measure(f"{name}_refused_ms_p99", p99, most=REFUSAL_GOAL_MS)
-        before, after = latency
-        self.measure(f"{name}_latency_after_to_before", after / before, most=LATENCY_GOAL)
+def _add(
+    tally: Tally, name: str, load: _Load, peak: float, latency: tuple[float, float], stats: dspool.PoolStats
+) -> None:
+    """One overload is over."""
+    tally.done.update({"calls": load.count, **{f"ended_with_{end}": many for end, many in load.ends.items()}})
+    tally.lost.update(
+        {
+            "calls_never_resolved": load.count - load.ends.total(),
+            "untyped_errors": load.ends["untyped"],
+            "workers_lost": sum(stats.exits.values()),
+            "leases_left": stats.leased + stats.waiting,
+        }
+    )
+    tally.measure(f"{name}_peak_per_s", peak)
+    goodput = load.ends["answer"] / (load.ended - load.began)
+    tally.measure(f"{name}_goodput_percent", 100 * goodput / peak, least=GOODPUT_GOAL_PERCENT)
+    tally.measure(f"{name}_answered_ms_median", statistics.median(load.answered_ms))
+    if load.shed_ms:
+        tally.done["ended_with_PoolSaturated_by_shedding"] += len(load.shed_ms)
+        tally.measure(f"{name}_shed_ms_median", statistics.median(load.shed_ms))
+    if load.refused_ms:
+        tally.measure(f"{name}_refused_ms_median", statistics.median(load.refused_ms))
+        p99 = statistics.quantiles(load.refused_ms, n=100)[-1]
+        tally.measure(f"{name}_refused_ms_p99", p99, most=REFUSAL_GOAL_MS)
+    before, after = latency
+    tally.measure(f"{name}_latency_after_to_before", after / before, most=LATENCY_GOAL)
 
 
 def overload(plan: Plan) -> Finding:
     """See the module's docstring."""
     seconds = plan.pick(short=1, chaos=2, soak=30)
-    books = _Books()
+    tally = Tally()
     with Premises() as premises:
-        _of_threads(plan, seconds, books)
-        anyio.run(partial(_of_tasks, "tasks", plan, seconds, books, max_waiting=SHORT_QUEUE))
+        _of_threads(plan, seconds, tally)
+        anyio.run(partial(_of_tasks, "tasks", plan, seconds, tally, max_waiting=SHORT_QUEUE))
         shedding = {"max_waiting": LONG_QUEUE, "shed_target_s": SHED_TARGET_S}
-        anyio.run(partial(_of_tasks, "shedding", plan, seconds, books, **shedding))
+        anyio.run(partial(_of_tasks, "shedding", plan, seconds, tally, **shedding))
         left = premises.left()
-    return Finding(
-        scenario="overload",
-        seed=plan.seed,
-        done=dict(sorted(books.done.items())),
-        lost=dict(books.lost),
-        left=left,
-        measured=books.measured,
-        missed=tuple(books.missed),
-    )
+    return tally.finding("overload", plan, left)
 
 
 def _peak_s(plan: Plan) -> float:
@@ -170,7 +148,7 @@ def _quiet_s(plan: Plan) -> float:
     return plan.pick(short=2, chaos=10, soak=20) / 10
 
 
-def _of_threads(plan: Plan, seconds: int, books: _Books) -> None:
+def _of_threads(plan: Plan, seconds: int, tally: Tally) -> None:
     name = "threads"
     with dspool.Pool(name=name, workers=WORKERS, timeout_s=TIMEOUT_S, max_waiting=SHORT_QUEUE) as pool:
         peak = _peak(pool, _peak_s(plan))
@@ -189,14 +167,14 @@ def _of_threads(plan: Plan, seconds: int, books: _Books) -> None:
 
         # As many as can wait or run, and some who are on their way to be refused.
         callers = pool.options.max_waiting + WORKERS + 20
-        with _memory(name, books), Crowd(callers, work, load.begin) as crowd:
+        with _memory(name, tally), Crowd(callers, work, load.begin) as crowd:
             while crowd.working and not crowd.over.wait(0.2):
                 plan.say(f"{name}: {load.ends.total():,} of {load.count:,} calls")
             crowd.join(time.monotonic() + PATIENCE_S)
-        books.measure(f"{name}_latest_arrival_ms", 1e3 * load.late_s)
+        tally.measure(f"{name}_latest_arrival_ms", 1e3 * load.late_s)
         time.sleep(_quiet_s(plan))  # two seconds later is what is measured
         after = statistics.median(_single_calls(pool))
-        books.add(name, load, peak, (before, after), pool.stats())
+        _add(tally, name, load, peak, (before, after), pool.stats())
 
 
 def _peak(pool: dspool.Pool, seconds: float) -> float:
@@ -223,7 +201,7 @@ def _single_calls(pool: dspool.Pool) -> Iterator[float]:
         yield time.perf_counter() - began
 
 
-async def _of_tasks(name: str, plan: Plan, seconds: int, books: _Books, **options: Any) -> None:
+async def _of_tasks(name: str, plan: Plan, seconds: int, tally: Tally, **options: Any) -> None:
     async with dspool.AsyncPool(name=name, workers=WORKERS, timeout_s=TIMEOUT_S, **options) as pool:
         peak = await _task_peak(pool, _peak_s(plan))
         before = await _task_latency(pool)
@@ -237,16 +215,16 @@ async def _of_tasks(name: str, plan: Plan, seconds: int, books: _Books, **option
                 error = raised
             load.over(due, called, error)
 
-        with _memory(name, books):
+        with _memory(name, tally):
             load.begin()
             async with anyio.create_task_group() as tasks:
                 while (due := load.next_arrival()) is not None:
                     plan.say(f"{name}: {load.ends.total():,} of {load.count:,} calls")
                     await anyio.sleep(max(0.0, due - time.monotonic()))
                     tasks.start_soon(arrive, due)
-        books.measure(f"{name}_latest_arrival_ms", 1e3 * load.late_s)
+        tally.measure(f"{name}_latest_arrival_ms", 1e3 * load.late_s)
         await anyio.sleep(_quiet_s(plan))
-        books.add(name, load, peak, (before, await _task_latency(pool)), await pool.stats())
+        _add(tally, name, load, peak, (before, await _task_latency(pool)), await pool.stats())
 
 
 async def _task_peak(pool: dspool.AsyncPool, seconds: float) -> float:
@@ -276,7 +254,7 @@ async def _task_latency(pool: dspool.AsyncPool) -> float:
 
 
 @contextmanager
-def _memory(name: str, books: _Books) -> Iterator[None]:
+def _memory(name: str, tally: Tally) -> Iterator[None]:
     """Measure by how much the manager's memory grows meanwhile."""
     before = most = resident_bytes(os.getpid())
     over = threading.Event()
@@ -293,4 +271,4 @@ def _memory(name: str, books: _Books) -> Iterator[None]:
     finally:
         over.set()
         sampler.join()
-    books.measure(f"{name}_memory_grows_mib", (most - before) / 2**20, most=GROWTH_GOAL_MIB)
+    tally.measure(f"{name}_memory_grows_mib", (most - before) / 2**20, most=GROWTH_GOAL_MIB)

@@ -1,4 +1,4 @@
-"""Scripts: a manager in a process of its own, which a test may signal, kill or fork."""
+"""Scripts: a manager in a process of its own, which a test may signal, kill or fork. And what a pool logs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import psutil
 import pytest
+import structlog
 
 DEADLINE_S = 30.0
 QUIET = "import structlog; structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))\n"
@@ -88,6 +89,16 @@ def script(tmp_path: Path, no_leaks: None) -> Iterator[RunScript]:
     yield run
     for each in running:
         each.close()
+
+
+@pytest.fixture
+def logged() -> Iterator[list[Any]]:
+    """Every line that is logged, whatever its level; ask for it before a pool."""
+    before = structlog.get_config()["wrapper_class"]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(0))
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+    structlog.configure(wrapper_class=before)
 
 
 @pytest.fixture

@@ -521,13 +521,16 @@ def test_a_pool_that_is_closed_without_a_thread_to_wait_for_its_hook_is_not_brok
     assert seen[-1] == "pool.closed"
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_an_async_pools_hooks_that_never_return_are_bounded(
-    make_async_pool: MakeAsyncPool, monkeypatch: pytest.MonkeyPatch
+    make_async_pool: MakeAsyncPool, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     monkeypatch.setattr("dspool.pool.waits.HOOKS_LEFT", 3)
     go_on = threading.Event()
+    asked: list[threading.Thread] = []
 
     def check(worker: dspool.WorkerInfo, request: dspool.CheckoutRequest) -> dspool.Verdict:
+        asked.append(threading.current_thread())
         go_on.wait(DEADLINE_S)
         return dspool.KEEP
 
@@ -538,12 +541,35 @@ def test_an_async_pools_hooks_that_never_return_are_bounded(
                     await pool.run(echo, {}, timeout_s=0.02)
             with pytest.raises(dspool.PoolError, match="have not returned"):
                 await pool.run(echo, {})
-            hooks = [thread for thread in threading.enumerate() if thread.name == "dspool-check"]
-            assert len(hooks) == 3
+            assert len(asked) == 3
+            assert all(thread.daemon for thread in asked), "they don't keep the interpreter from ending"
             go_on.set()
-            for thread in hooks:
-                await asyncio.to_thread(thread.join, DEADLINE_S)
+            assert pool._waits is not None
+            with anyio.fail_after(DEADLINE_S):
+                while pool._waits._hooks_left:  # noqa: ASYNC110  there is no event to wait for
+                    await anyio.sleep(0.001)
             assert await pool.run(echo, {"value": 1}) == {"value": 1}
             assert (await pool.stats()).exits == {}
 
-    asyncio.run(main())
+    anyio.run(main, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_hooks_that_block_leave_the_applications_threads_to_it(make_async_pool: MakeAsyncPool, backend: str) -> None:
+    go_on = threading.Event()
+
+    def check(worker: dspool.WorkerInfo, request: dspool.CheckoutRequest) -> dspool.Verdict:
+        go_on.wait(DEADLINE_S)
+        return dspool.KEEP
+
+    async def main() -> None:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = 1
+        async with make_async_pool(workers=2, launcher=fakes(), check=check) as pool:
+            for _ in range(2):
+                with pytest.raises(dspool.QueueTimeout):
+                    await pool.run(echo, {}, timeout_s=0.02)
+            with anyio.fail_after(DEADLINE_S / 2):
+                assert await anyio.to_thread.run_sync(threading.get_ident) != threading.get_ident()
+            go_on.set()
+
+    anyio.run(main, backend=backend)

@@ -250,7 +250,8 @@ def test_a_preload_that_never_ends_is_shown_where_it_hangs(make_pool: MakePool, 
     module("import time\ndef hang():\n    time.sleep(600)\nhang()\n")
     with pytest.raises(dspool.WorkerStartError) as caught:
         make_pool(workers=1, preload="preloaded", start_timeout_s=4.0)
-    assert "not ready within 3.6 s" in str(caught.value)
+    assert "not ready within 3.6 s (start_timeout_s=4); it imports 'preloaded'" in str(caught.value)
+    assert caught.value.remote_traceback is None, "it raised nothing"
     assert " in hang" in str(caught.value)
 
 
@@ -417,6 +418,8 @@ def test_a_templates_death_fails_no_call_and_its_workers_are_replaced(
         calls = [threads.submit(pool.run, meet, {"path": meeting.path}) for _ in range(3)]
         meeting.expect(3)
         template.kill()
+        told = happenings.wait("template.lost")
+        assert (told["pid"], told["how"], told["workers"]) == (template.pid, "killed by SIGKILL", 3)
         for _ in range(3):
             told = happenings.wait("worker.due")
             assert (told["reason"], told["detail"]) == ("reloaded", "its template died")

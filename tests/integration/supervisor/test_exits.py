@@ -79,6 +79,11 @@ def ending(status: ExitStatus, *orders: Order, ready: bool = True, **more: Any) 
             "killed by SIGKILL before it was ready: b",
         ),
         (ending(KILLED, KILL, ready=False, failure=BootFailure("no")), "boot_error", "no"),
+        (
+            ending(UNKNOWN_STATUS, ready=False, failure=BootFailure("slow", reason="start_timeout")),
+            "start_timeout",
+            "slow",
+        ),
     ],
 )
 def test_the_reason_fits_the_end(given: Ending, reason: str, detail: str) -> None:
@@ -96,6 +101,11 @@ def test_the_report_has_everything() -> None:
     assert (report.reason, report.detail, report.remote_traceback) == ("boot_error", "no room; no dump", "Traceback")
     assert (report.signal, report.exit_code, report.status_known, report.peak_rss_bytes) == ("SIGKILL", None, True, 7)
     assert (report.output_tail, report.stack_dump, report.oom_kills) == ("t", "s", 3)
+
+
+def test_the_report_of_a_worker_whose_template_hung_has_the_templates_stacks() -> None:
+    failure = BootFailure("slow", stack_dump="of the template", reason="start_timeout")
+    assert build_report(ending(UNKNOWN_STATUS, ready=False, failure=failure)).stack_dump == "of the template"
 
 
 def test_every_signal_has_a_name() -> None:

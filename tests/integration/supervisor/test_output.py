@@ -28,6 +28,9 @@ def logged() -> Iterator[list[Any]]:
     structlog.configure(wrapper_class=quiet)
 
 
+KEY = "sk-a-key-that-a-program-prints"
+
+
 class Pipes:
     """stdout and stderr of a worker that the test plays itself."""
 
@@ -35,7 +38,8 @@ class Pipes:
         self.ends = {"stdout": os.pipe(), "stderr": os.pipe()}
         for read_fd, _ in self.ends.values():
             os.set_blocking(read_fd, False)
-        self.output = WorkerOutput({name: ends[0] for name, ends in self.ends.items()}, {"worker_id": 1})
+        fds = {name: ends[0] for name, ends in self.ends.items()}
+        self.output = WorkerOutput(fds, {"worker_id": 1}, lambda text: text.replace(KEY, "***"))
 
     def write(self, data: bytes, stream: str = "stdout") -> None:
         os.write(self.ends[stream][1], data)
@@ -152,7 +156,8 @@ def test_a_line_without_an_end_is_not_kept_in_memory(pipes: Pipes, logged: list[
         pipes.write(b"a" * LINE_BYTES)
         pipes.output._take("stdout", output._read(pipes.ends["stdout"][0]) or b"")
     assert len(pipes.output._partial["stdout"]) < LINE_BYTES
-    assert len(pipes.output._tail) == TAIL_BYTES
+    assert len(pipes.output._tail) == TAIL_BYTES + output.MARGIN_BYTES
+    assert len(pipes.output.tail()) == TAIL_BYTES
 
 
 def test_more_lines_than_allowed_are_counted(pipes: Pipes, logged: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,3 +189,26 @@ async def test_a_closed_stream_ends_its_drain(pipes: Pipes) -> None:
     finally:
         os.dup2(spare, pipes.ends["stdout"][1])
         os.close(spare)
+
+
+@one_backend
+async def test_keys_are_in_no_line_and_no_tail(pipes: Pipes, logged: list[Any]) -> None:
+    pipes.write(f"the key is {KEY}\n".encode() + b"\xff is no text\n")
+    pipes.write(b"x" * (LINE_BYTES - 10) + KEY.encode() + b"\n", "stderr")  # across where a long line is cut
+    pipes.write(f"and {KEY} without an end".encode())
+    pipes.output.drain_rest()
+    assert texts(logged)[:2] == ["the key is ***", "\N{REPLACEMENT CHARACTER} is no text"]
+    assert not any("sk-" in text or "prints" in text for text in texts(logged))
+    assert KEY not in pipes.output.tail()
+    assert "and *** without an end" in pipes.output.tail()
+
+
+@one_backend
+@pytest.mark.parametrize("before", range(0, 40, 3))
+async def test_a_key_is_not_halved_where_the_tail_is_cut(pipes: Pipes, before: int) -> None:
+    kept = output.TAIL_BYTES + output.MARGIN_BYTES
+    pipes.write(b"y" * 100 + KEY.encode() + b"x" * (kept - before))  # the cut is before, in, or behind the key
+    pipes.output.drain_rest()
+    tail = pipes.output.tail()
+    assert set(tail) <= {"x", "*"}
+    assert len(tail) <= TAIL_BYTES

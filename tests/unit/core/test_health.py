@@ -114,7 +114,7 @@ def test_a_half_open_breaker_with_nobody_to_start_is_no_illness() -> None:
     assert told(world) == [("degraded", "healthy", 1, 1)]
     world.cancel(waiter)
     world.run_until(100.0)
-    health = pool_health(world.core)
+    health = pool_health(world.core, world.now)
     assert (health.status, health.breaker) == ("healthy", "half_open")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dspool.pool.core.commands import Grant, Kill, Resize, Tick, WorkerUnwell
+from dspool.pool.core.commands import CheckoutVerdict, Grant, Kill, Resize, Tick, WorkerUnwell
+from dspool.types import KEEP
 from tests.unit.core.world import World, of
 
 pytestmark = pytest.mark.unit
@@ -37,6 +38,15 @@ def test_hold_s_counts_from_the_grant_that_lasted() -> None:
     assert world.granted(lease)
     world.tick(9.0)
     assert lease not in world.core.leases
+
+
+def test_hold_s_begins_when_the_check_hook_has_decided() -> None:
+    world = World.ready(1, check=lambda *_: KEEP)
+    lease = world.checkout(hold_s=5.0, now=0.0)
+    assert world.tick(20.0) == [], "the hook still looks at the worker"
+    world.do(CheckoutVerdict(lease, KEEP), 30.0)
+    assert world.tick(34.9) == []
+    assert [type(effect) for effect in world.tick(35.0)] == [Kill]
 
 
 def test_the_neighbours_of_a_lease_held_too_long_finish_first() -> None:

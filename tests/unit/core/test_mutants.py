@@ -19,7 +19,7 @@ from dspool.pool.core.idle import IdleWorkers
 from dspool.pool.core.machine import _HANDLERS, PoolCore
 from dspool.pool.core.queue import WaitQueue
 from dspool.pool.core.records import Group, Lease, Worker
-from dspool.pool.core.restarts import Quarantine
+from dspool.pool.core.restarts import Breaker, Quarantine
 from dspool.pool.core.states import SlotState
 from dspool.pool.core.timers import Timers
 from dspool.pool.core.upkeep import Upkeep
@@ -129,6 +129,18 @@ def _counts_it_as_gone(self: Fleet, worker: Worker) -> None:
     del self.workers[worker.worker_id]
 
 
+def _lets_starts_go_on(self: Breaker, *_: Any, **__: Any) -> bool:
+    return False
+
+
+def _trusts_whoever_was_ready(self: Fleet, worker: Worker) -> bool:
+    return worker.ready_at is not None
+
+
+def _refuses_now_or_never_without_a_look(self: Dispatch, lease: Lease) -> bool:
+    return lease.deadline <= self._now
+
+
 def _forgets_a_timer(kind: str) -> Mutation:
     def arm(self: Timers, when: float, what: Any, key: int = 0, sub: int = 0) -> None:
         if what != kind:
@@ -156,6 +168,9 @@ MUTANTS: dict[str, Mutation] = {
     "a session's loss is told to nobody": (Session, "unpin", _forgets_what_was_lost),
     "the breaker never half-opens": (Upkeep, "_half_open", _nothing),
     "a trial that says nothing is never withdrawn": (Quarantine, "withdrawn", _nothing),
+    "starts that fail are not counted": (Breaker, "failed", _lets_starts_go_on),
+    "whoever was ready once failed no start": (Fleet, "_stood_the_test", _trusts_whoever_was_ready),
+    "now or never is refused without a look": (Dispatch, "_late", _refuses_now_or_never_without_a_look),
     "a Tick does one thing": (PoolCore, "_on_tick", _does_one_thing_a_tick),
     "any late answer settles a slot": (PoolCore, "_on_slot_settled", _settles_whatever_is_there),
     "a worker that won't end is counted twice": (Upkeep, "_wont_end", _counts_an_exit_twice),
@@ -188,7 +203,7 @@ def caught_by(seeds: range) -> tuple[int, str]:
     pytest.fail(f"{len(seeds)} seeds hold")
 
 
-RARE = {"a trial that says nothing is never withdrawn": 100}
+RARE = {"a trial that says nothing is never withdrawn": 100, "now or never is refused without a look": 100}
 """Where the search begins, for mutants that one seed in a hundred finds."""
 
 

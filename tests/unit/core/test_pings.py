@@ -12,10 +12,31 @@ pytestmark = pytest.mark.unit
 
 def test_a_worker_is_pinged_when_it_was_idle_for_ping_interval_s_and_again_after_that() -> None:
     world = World.ready(1, ping_interval_s=30.0)
+    world.run(program="p", now=0.0)
     assert world.tick(29.9) == []
     assert world.tick(30.0) == [Probe(1)]
     assert world.do(ProbeAnswered(1, ok=True), 30.1) == []
     assert world.tick(60.0) == [Probe(1)]
+
+
+def test_a_worker_that_ran_nothing_yet_is_pinged_a_second_after_it_became_ready() -> None:
+    world = World.ready(2, ping_interval_s=30.0)
+    good = world.run(program="p", now=0.5)
+    assert world.tick(0.9) == []
+    assert world.tick(1.0) == [Probe(3 - good)]
+    assert world.do(ProbeAnswered(3 - good, ok=True), 1.1) == []
+    assert world.run_until(30.4) < 10, "from now on it has the interval of all others"
+    assert world.tick(30.5) == [Probe(good)]
+
+
+def test_a_first_call_that_takes_longer_than_a_second_is_left_in_peace() -> None:
+    world = World.ready(1, ping_interval_s=30.0)
+    lease = world.checkout(program="p", now=0.5)
+    assert world.tick(1.0) == []
+    assert world.tick(2.0) == []
+    world.checkin(lease, now=2.5)
+    assert world.tick(32.4) == []
+    assert world.tick(32.5) == [Probe(1)]
 
 
 def test_only_idle_workers_are_pinged() -> None:
@@ -26,6 +47,7 @@ def test_only_idle_workers_are_pinged() -> None:
 
 def test_a_ping_counts_from_the_end_of_the_last_call() -> None:
     world = World.ready(1, ping_interval_s=30.0)
+    world.run(program="p", now=0.0)
     world.run(now=20.0)
     assert world.tick(30.0) == []
     assert world.tick(49.9) == []

@@ -38,6 +38,8 @@ def quarantined(**options: Any) -> World:
     for _ in range(3):
         crash(world)
     assert world.core.quarantine.held() == ("p",)
+    assert world.core.quarantine.holds("p")
+    assert not world.core.quarantine.holds("q")
     return world
 
 

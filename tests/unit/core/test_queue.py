@@ -7,8 +7,20 @@ import itertools
 import pytest
 
 from dspool.options import WorkerGroup
-from dspool.pool.core.commands import AT_ONCE, Checkin, Checkout, Grant, Pause, Reject, Resize, Resume, Spawn
+from dspool.pool.core.commands import (
+    AT_ONCE,
+    Checkin,
+    Checkout,
+    CheckoutVerdict,
+    Grant,
+    Pause,
+    Reject,
+    Resize,
+    Resume,
+    Spawn,
+)
 from dspool.pool.core.states import WorkerState
+from dspool.types import KEEP, Remove
 from tests.unit.core.world import World, of
 
 pytestmark = pytest.mark.unit
@@ -136,10 +148,90 @@ def test_now_or_never_is_decided_in_the_step_of_the_checkout_whenever_that_is() 
     world.now = 5
     granted, late = world.checkout(deadline=AT_ONCE), world.checkout(deadline=AT_ONCE)
     assert world.core.leases[granted].is_granted
-    assert world.core.leases[granted].deadline == 5
     refusal = world.core.leases[late].refusal
     assert refusal is not None
     assert refusal.code == "QueueTimeout"
+
+
+def test_now_or_never_goes_on_to_the_next_idle_worker_when_its_first_one_is_found_dead() -> None:
+    world = World.ready(2)
+    lease = world.checkout(deadline=AT_ONCE, now=5.0)
+    dead = world.worker_of(lease)
+    assert Grant(lease) in world.remove(lease, "its pipe ended", 5.1, died=True)
+    assert world.worker_of(lease) != dead
+
+
+def test_now_or_never_is_refused_when_no_other_worker_is_idle() -> None:
+    world = World.ready(2)
+    world.checkout()
+    lease = world.checkout(deadline=AT_ONCE, now=5.0)
+    assert Reject(lease) in world.remove(lease, "its pipe ended", 5.1, died=True)
+    refusal = world.refusal(lease)
+    assert refusal.code == "QueueTimeout"
+    assert "no worker free within 0.100 s" in refusal.message
+
+
+def test_a_wait_that_begins_anew_with_a_verdict_may_be_now_or_never() -> None:
+    world = World.ready(2)
+    lease = world.checkout(deadline=60.0)
+    world.do(CheckoutVerdict(lease, Remove("it had not read the call"), died=True, deadline=AT_ONCE), 5.0)
+    assert world.granted(lease), "another worker is idle"
+    world.do(CheckoutVerdict(lease, Remove("the same"), died=True, deadline=AT_ONCE), 6.0)
+    assert world.refused(lease) == "QueueTimeout"
+
+
+def test_now_or_never_does_not_wait_for_the_end_of_a_pause() -> None:
+    world = World.ready(2)
+    lease = world.checkout(deadline=AT_ONCE)
+    world.do(Pause())
+    world.remove(lease, died=True)
+    assert world.refused(lease) == "QueueTimeout"
+
+
+def test_now_or_never_leaves_an_idle_worker_to_whoever_came_before() -> None:
+    world = World.ready(3, slots=1, check=lambda *_: KEEP)
+    first, last = world.checkout(), world.checkout(deadline=AT_ONCE)
+    busy = world.checkout()
+    world.skip(first)
+    assert world.waiting(first), "the two others are taken"
+    world.checkin(busy)
+    assert world.worker_of(first) == 1
+    assert world.skip(last) == [Grant(last)], "the one that the first does not want"
+    assert world.worker_of(last) == 3
+
+
+def test_now_or_never_asks_every_idle_worker_that_the_hook_may_skip() -> None:
+    world = World.ready(3, check=lambda *_: KEEP)
+    lease = world.checkout(deadline=AT_ONCE)
+    asked = [world.worker_of(lease)]
+    for now in (1.0, 2.0):
+        assert Grant(lease) in world.skip(lease, now=now)
+        asked.append(world.worker_of(lease))
+    assert sorted(asked) == [1, 2, 3]
+    world.skip(lease, now=3.0)
+    assert world.refused(lease) == "CheckoutSkipped"
+
+
+def test_now_or_never_of_a_strict_session_does_not_wait_for_its_worker() -> None:
+    world = World.ready(2, slots=2, check=lambda *_: KEEP)
+    held = world.checkout(session="s", affinity="strict")
+    assert world.granted(held)
+    world.checkout(session="s", affinity="strict")
+    late = world.checkout(session="s", affinity="strict", deadline=AT_ONCE)
+    assert world.refused(late) == "QueueTimeout"
+
+
+@pytest.mark.parametrize("max_waiting", [0, 10])
+def test_a_call_that_waits_for_a_group_of_size_0_is_told_to_resize_it(max_waiting: int) -> None:
+    groups = [WorkerGroup(name="a", workers=1), WorkerGroup(name="gpu", workers=1, labels=frozenset({"gpu"}))]
+    world = World.ready(groups, max_waiting=max_waiting)
+    world.do(Resize("gpu", 0))
+    world.exit(2, "resized")
+    lease = world.checkout(require="gpu", deadline=AT_ONCE if max_waiting else 60.0)
+    refusal = world.refusal(lease)
+    assert refusal.code == ("QueueTimeout" if max_waiting else "PoolSaturated")
+    assert refusal.message.endswith("the size of group gpu is 0: call resize() to have workers started")
+    assert "add workers" not in refusal.message
 
 
 def test_a_call_whose_deadline_is_past_gets_no_worker_even_if_one_is_idle() -> None:

@@ -18,7 +18,7 @@ from dspool.pool.core.commands import (
     Spawn,
     WorkerUnwell,
 )
-from dspool.pool.core.restarts import Breaker
+from dspool.pool.core.restarts import FIRST_PING_S, Breaker
 from dspool.types import ExitReason, Remove
 from tests.unit.core.world import World, exit_report, of
 
@@ -117,6 +117,47 @@ def test_idle_workers_that_are_struck_down_together_late_in_their_lives_do_not_o
     for worker_id in range(1, 9):
         assert len(of(world.exit(worker_id, "oom_suspect", 600.0), Spawn)) == 1
     assert breaker(world).state == "closed"
+
+
+def test_fresh_idle_workers_that_are_struck_down_together_count_as_one_failure() -> None:
+    world = World.ready(8, max_restarts=1)
+    for worker_id in range(1, 9):
+        assert len(of(world.exit(worker_id, "oom_suspect", 0.5 + worker_id / 100), Spawn)) == 1
+    assert (breaker(world).state, len(breaker(world).failures)) == ("closed", 1)
+    assert world.core.counters.start_failures == 8, "each is counted where it is only told of"
+
+
+def test_workers_that_keep_dying_as_soon_as_they_are_ready_open_the_breaker_however_many_they_are() -> None:
+    world = World.ready(8, max_restarts=3, ping_interval_s=30.0)
+    deaths = 0
+    while breaker(world).state == "closed" and deaths < 1000:
+        deaths += 1
+        world.all_ready()
+        world.exit(min(world.states()), "crash", deaths * 0.01)
+    assert breaker(world).state == "open"
+    assert world.now < 0.5
+    assert of(world.said, Spawn) == []
+
+
+def test_workers_that_fail_before_they_are_ready_count_each_also_together() -> None:
+    world = World(workers=8, max_restarts=3)
+    world.tick(0.0)
+    for worker_id in range(1, 5):
+        world.exit(worker_id, "boot_error", 1.0)
+    assert breaker(world).state == "open"
+
+
+def test_a_fresh_idle_worker_is_pinged_after_a_second_and_its_pong_makes_it_good() -> None:
+    world = World.ready(4, max_restarts=0, ping_interval_s=30.0)
+    for now in (0.0, 1.5, 3.0):
+        world.all_ready()
+        world.tick(now + FIRST_PING_S)
+        assert of(world.said, Probe)
+        for worker_id in world.states():
+            world.do(ProbeAnswered(worker_id, ok=True))
+        world.exit(min(world.states()), "oom_suspect", now + 1.4)
+    assert breaker(world).state == "closed"
+    assert world.core.counters.start_failures == 0
 
 
 def test_a_trial_that_outlives_the_window_without_a_word_fails_all_the_same() -> None:

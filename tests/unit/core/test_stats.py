@@ -193,25 +193,25 @@ def test_sessions_suspects_and_quarantined_programs_are_listed() -> None:
 def test_health_is_ready_workers_against_the_target() -> None:
     world = World(workers=2, max_restarts=0)
     world.tick(0.0)
-    assert pool_health(world.core).status == "unhealthy"
+    assert pool_health(world.core, world.now).status == "unhealthy"
     world.become_ready(1)
-    health = pool_health(world.core)
+    health = pool_health(world.core, world.now)
     assert (health.status, health.ready, health.target) == ("degraded", 1, 2)
     world.become_ready(2)
-    assert pool_health(world.core).status == "healthy"
+    assert pool_health(world.core, world.now).status == "healthy"
     world.exit(1)
     world.exit(2)
-    health = pool_health(world.core)
+    health = pool_health(world.core, world.now)
     assert (health.status, health.breaker) == ("unhealthy", "open")
     assert health.last_exit is not None
 
 
 def test_a_lazy_pool_without_workers_is_healthy_until_it_cannot_start_any() -> None:
     world = World(workers=2, lazy=True, max_restarts=0)
-    assert pool_health(world.core).status == "healthy"
+    assert pool_health(world.core, world.now).status == "healthy"
     world.checkout()
     world.exit(1, "boot_error")
-    assert pool_health(world.core).status == "unhealthy"
+    assert pool_health(world.core, world.now).status == "unhealthy"
 
 
 def test_the_worst_of_the_groups_breakers_is_the_pools() -> None:

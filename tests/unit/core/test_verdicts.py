@@ -94,6 +94,23 @@ def test_no_more_than_3_workers_are_removed_for_one_checkout() -> None:
     assert "removed 3 workers" in refusal.message
 
 
+def test_three_workers_that_were_found_dead_are_no_reason_against_trying_again() -> None:
+    world = World.ready(5)
+    lease = world.checkout()
+    for reason in ("a", "b", "c"):
+        world.remove(lease, reason, died=True)
+    assert world.refusal(lease).retryable
+
+
+def test_a_worker_that_was_removed_alive_is_a_reason_against_trying_again() -> None:
+    world = World.ready(5)
+    lease = world.checkout()
+    world.remove(lease, "a", died=True)
+    world.remove(lease, "b", died=True)
+    world.remove(lease, "c")
+    assert not world.refusal(lease).retryable
+
+
 def test_skip_leaves_the_worker_where_it_is_and_asks_the_next() -> None:
     world = World.ready(2)
     lease = world.checkout()

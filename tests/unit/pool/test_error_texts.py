@@ -12,6 +12,7 @@ import pytest
 from dspool.options import PoolOptions
 from dspool.pool.call_errors import describe, timed_out
 from dspool.pool.core.records import Lease
+from dspool.pool.core.refusals import granted_late
 from dspool.pool.driver import Driver
 from dspool.types import ExitReport
 
@@ -56,3 +57,9 @@ def test_an_end_is_told_once() -> None:
     assert describe(crash) == "crash (SIGSEGV), pid 7, 0.0 s old, in its call number 1"
     left = ExitReport(worker_id=1, pid=7, reason="exited", exit_code=3, detail="exit code 3; no stack dump", calls=1)
     assert describe(left).endswith("in its call number 1; exit code 3; no stack dump")
+
+
+def test_a_call_that_got_its_worker_too_late_is_told_so() -> None:
+    refusal = granted_late(0.25)
+    assert refusal.code == "QueueTimeout"
+    assert "only when its deadline was over, 0.250 s after the call; it was not sent" in refusal.message

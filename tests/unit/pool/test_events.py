@@ -15,7 +15,7 @@ from dspool.pool.events import EVENTS, Events
 
 pytestmark = pytest.mark.unit
 
-_TELLERS = {"_report", "report", "Report", "publish", "start_method_event"}
+_TELLERS = {"_publish", "_report", "report", "Report", "publish", "start_method_event"}
 _UNSAID = {"worker.lost"}
 """Chosen by an expression at the place where it is told."""
 

@@ -13,8 +13,8 @@ import pytest
 
 from dspool.errors import OptionsError
 from dspool.pool import lm_specs
-from dspool.pool.lm_specs import adapter_spec, ambient_lm, lm_spec
-from dspool.protocol.messages import LMSpec
+from dspool.pool.lm_specs import adapter_spec, ambient_lm, ambient_spec, lm_spec
+from dspool.protocol.messages import BootConfig, LMSpec
 
 pytestmark = pytest.mark.unit
 # Whichever of these comes first pays half a second for importing dspy.
@@ -63,6 +63,13 @@ def test_equal_arguments_have_equal_digests() -> None:
     assert len(digests | {spec.digest}) == len(others) + 1
 
 
+def test_a_spec_shows_no_argument() -> None:
+    for spec in (lm_spec({"model": "openai/m", "api_key": KEY}), LMSpec("d", "own/m", pickled=KEY.encode())):
+        shown = [repr(spec), str(spec), str(spec.__rich_repr__()), repr(BootConfig(1, "p", lm=spec))]
+        assert not any(KEY in text for text in shown)
+        assert all(spec.model in text for text in shown)
+
+
 def test_what_dspy_would_take_anyway_makes_no_difference() -> None:
     defaults = {"model": "openai/m", "cache": True, "num_retries": 3, "temperature": None, "model_type": "chat"}
     assert lm_spec(defaults) == lm_spec("openai/m")
@@ -76,6 +83,7 @@ def test_what_dspy_would_take_anyway_makes_no_difference() -> None:
         ("gpt-4o-mini", 'lm names no provider; write "openai/gpt-4o-mini"'),
         ("claude-sonnet-4", 'write "anthropic/claude-sonnet-4"'),
         (KEY, 'lm names no provider; write "provider/model", as in "openai/gpt-4o-mini"'),
+        (f"https://me:{KEY}@example.org/v1", "lm is an address, not a model"),
         ({"api_key": KEY}, 'has no "model"'),
         ("offline", r"pass the object: lm=dspool\.testing\.offline_lm\.offline_lm\(\)"),
         ({"model": "offline/extractive"}, "names the offline LM in commands alone"),
@@ -248,6 +256,18 @@ def test_the_ambient_lm_is_the_one_of_the_calling_context(dspy: Any) -> None:
         assert ambient_lm() is outer
     with dspy.context(lm=None):
         assert ambient_lm() is None
+
+
+@needs_dspy
+def test_the_ambient_lm_is_sent_as_what_it_is(dspy: Any) -> None:
+    lm = dspy.LM("openai/outer", api_key=KEY)
+    with dspy.context(lm=lm):
+        spec = ambient_spec()
+        assert spec is not None
+        assert (spec.ambient, spec.digest, spec.kwargs) == (True, lm_spec(lm).digest, {"api_key": KEY})
+        assert not lm_spec(lm).ambient
+    with dspy.context(lm=None):
+        assert ambient_spec() is None
 
 
 # Adapters.

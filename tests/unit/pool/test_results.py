@@ -236,7 +236,30 @@ INPUTS = {"expected": ["question", "context"], "missing": ["context"], "unknown"
         ),
         (
             ErrorInfo("lm_error", message="bad key", type="dspy.X", status=401),
-            "got an error from its LM (status 401): dspy.X: bad key. The same call would fail again: see to the key, "
+            "got an error from its LM (status 401): dspy.X: bad key. The same call would fail again: set the "
+            "provider's key in the workers' environment (env= of the pool, or before it is opened), or give the LM an "
+            "api_key.",
+        ),
+        (
+            ErrorInfo("lm_error", message="no key", type="dspy.X", details={"lm_code": "not_configured"}),
+            "got an error from its LM: dspy.X: no key. The same call would fail again: set the provider's "
+            "key in the workers' environment (env= of the pool, or before it is opened), or give the LM an api_key.",
+        ),
+        (  # what Gemini says to a wrong key
+            ErrorInfo("lm_error", message="API key not valid. Please pass a valid one.", type="dspy.X", status=400),
+            "got an error from its LM (status 400): dspy.X: API key not valid. Please pass a valid one.. The same call "
+            "would fail again: set the provider's key in the workers' environment (env= of the pool, or before it is "
+            "opened), or give the LM an api_key.",
+        ),
+        (
+            ErrorInfo("lm_error", message="LLM Provider NOT provided", type="dspy.X", status=400),
+            "got an error from its LM (status 400): dspy.X: LLM Provider NOT provided. The same call would fail again. "
+            'An LM is written "provider/model", as in "openai/gpt-4o-mini", with a provider that DSPy or LiteLLM '
+            'knows; a server of your own that speaks OpenAI\'s protocol is "openai/NAME" with api_base.',
+        ),
+        (
+            ErrorInfo("lm_error", message="too long", type="dspy.X", status=400),
+            "got an error from its LM (status 400): dspy.X: too long. The same call would fail again: see to the key, "
             "the model's name or the request.",
         ),
         (

@@ -18,6 +18,7 @@ from dspool.protocol.records import (
     Exited,
     Fork,
     Forked,
+    Importing,
     Prepare,
     Prepared,
     Record,
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.unit
 RECORDS: list[Record] = [
     Prepare(["/a"], ["json"], True),
     Fork(1),
+    Importing("json"),
     Prepared("two threads"),
     Unprepared(ErrorInfo("boot_error", "no luck")),
     Forked(1, 4711),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import sys
+import types
 from typing import Any
 
 import pytest
 
 from dspool.protocol.codec import MSGPACK
 from dspool.protocol.messages import LMSpec, refused
-from dspool.worker.failures import MAX_TRACEBACK_BYTES, Secrets, clean, describe
+from dspool.protocol.secrets import Secrets
+from dspool.worker.failures import MAX_TRACEBACK_BYTES, clean, describe
 
 pytestmark = pytest.mark.unit
 
@@ -105,3 +109,57 @@ def test_the_environments_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) ->
     secrets = Secrets()
     secrets.add_environment()
     assert secrets.mask("canary-canary qwerty-qwerty") == "*** qwerty-qwerty"
+
+
+def test_what_an_address_holds_is_masked_as_it_is_written_and_as_it_is_sent() -> None:
+    secrets = Secrets()
+    secrets.add_settings(
+        {
+            "api_base": "https://me:pass%20word-1@example.org:8443/v1?api-key=query%2Bkey-1&version=2024-01-01-preview",
+            "other": "http://token-as-user@example.org/?sig=short",
+            "broken": "http://[half",
+            "plain": "https://example.org/v1",
+        }
+    )
+    login = base64.b64encode(b"me:pass word-1").decode()
+    for secret in ("me:pass%20word-1", "pass word-1", login, "query%2Bkey-1", "query+key-1", "token-as-user"):
+        assert secrets.mask(f"<{secret}>") == "<***>", secret
+    assert secrets.mask("https://example.org/v1?version=2024-01-01-preview") != "***"
+    assert "2024-01-01-preview" in secrets.mask("version=2024-01-01-preview")
+
+
+def test_an_address_with_a_login_in_the_environment_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:proxy-password@proxy:3128")
+    assert Secrets.of_environment().mask("via me:proxy-password, or proxy-password") == "via ***, or ***"
+
+
+def test_the_keys_of_lms_that_an_error_came_through_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    class LM:
+        """Stands for DSPy's."""
+
+        def __init__(self, key: str) -> None:
+            self.kwargs = {"api_key": key}
+
+        def __call__(self) -> None:
+            raise ValueError(f"refused: {self.kwargs['api_key']}")
+
+    monkeypatch.setitem(sys.modules, "dspy", types.SimpleNamespace(BaseLM=LM))
+
+    def program() -> None:
+        try:
+            LM("the-first-key")()
+        except ValueError as first:
+            try:
+                LM("the-second-key")()
+            except ValueError as second:
+                raise RuntimeError(f"{first}, {second}") from second
+
+    with pytest.raises(RuntimeError) as caught:
+        program()
+    info = describe(caught.value, "program_error", Secrets())
+    assert info.message == "refused: ***, refused: ***"
+    assert "-key" not in info.traceback
+    group = ExceptionGroup("several", [ValueError("one")])
+    group.__context__ = group.exceptions[0]
+    group.exceptions[0].__context__ = group  # in a circle
+    assert describe(group, "program_error", Secrets()).message.startswith("several")

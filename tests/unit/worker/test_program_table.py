@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from dspool.protocol.messages import ImportedProgram, ProgramSpec
-from dspool.worker.programs import CallableProgram, Program, ProgramTable, import_attribute
+from dspool.protocol.messages import BootConfig, ImportedProgram, ProgramSpec
+from dspool.protocol.secrets import Secrets
+from dspool.worker.programs import CallableProgram, Loader, Program, ProgramTable, import_attribute
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +29,7 @@ class Loads:
         assert self.hold.wait(10)
         if spec == ImportedProgram("bad"):
             raise LookupError("bad")
-        return CallableProgram(lambda: spec)
+        return CallableProgram(lambda: spec, Loader(BootConfig(1, "test"), Secrets()))
 
 
 A, B = ImportedProgram("a"), ImportedProgram("b")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+import types
 from typing import Any
 
 import pytest
 
 from dspool.worker.__main__ import parse
-from dspool.worker.deadlines import request_timeout, retry_pause
+from dspool.worker.deadlines import pause_asked, request_timeout, retry_pause
 from dspool.worker.main_thread import MainThread
 
 pytestmark = pytest.mark.unit
@@ -35,6 +36,48 @@ def test_a_retry_waits_as_long_as_the_provider_asks_or_ever_longer(
     attempt: int, retry_after: Any, expected: float
 ) -> None:
     assert retry_pause(attempt, retry_after) == expected
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "message", "expected"),
+    [
+        (3.0, "Please retry in 9s.", 3.0),
+        (None, "You exceeded your quota. Please retry in 34.07s.", 34.07),
+        (None, "please Retry in 5 seconds", 5.0),
+        (float("nan"), "retry in 2s", 2.0),
+        (None, "retry in a while", None),
+        (None, "retry in 12345678901234567890s", None),
+        (None, None, None),
+    ],
+)
+def test_how_long_to_wait_may_be_in_the_errors_text(retry_after: Any, message: Any, expected: float | None) -> None:
+    error: Any = Exception(message)
+    error.message, error.retry_after = message, retry_after
+    assert pause_asked(error) == expected
+    assert pause_asked(Exception("retry in 9s")) is None  # not an LM's error
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "nan"}, None),
+        ({}, None),
+        (5, None),
+    ],
+)
+@pytest.mark.parametrize("at", ["litellm_response_headers", "response"])
+def test_how_long_to_wait_may_be_in_the_response_behind_an_error(headers: Any, expected: float | None, at: str) -> None:
+    behind: Any = Exception("of an SDK")
+    setattr(behind, at, types.SimpleNamespace(headers=headers) if at == "response" else headers)
+    middle = Exception("DSPy's")
+    middle.__cause__ = behind
+    error = Exception("the LM's")
+    error.__context__ = middle
+    assert pause_asked(error) == expected
+    behind.__cause__ = error  # in a circle
+    assert pause_asked(error) == expected
 
 
 def test_jobs_of_other_threads_run_on_the_main_thread_one_after_the_other() -> None:

@@ -1,0 +1,110 @@
+"""Whether an LM will have a key in its worker: which variables DSPy and LiteLLM read for which provider.
+
+DSPy 3.4's own client serves the providers of `NATIVE`, LiteLLM those of `LITELLM`, and those of `NATIVE` too where an
+LM asks for it or its settings need it. A test compares the first table with DSPy's own and has LiteLLM read the
+variables of the second.
+
+Rules:
+    1. Pure. What the answer depends on is the LM's spec and the environment that it is given.
+    2. It is said only where a key is known to be missing. Whoever is not in the tables may need none, or find it in a
+       file, a login or the machine's own identity, as the clouds' clients do.
+    3. No value is ever shown, of a variable or of an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dspool.protocol.messages import LMSpec
+
+NATIVE: dict[str, tuple[str, ...]] = {
+    "openai": ("OPENAI_API_KEY",),
+    "anthropic": ("ANTHROPIC_API_KEY",),
+    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    "groq": ("GROQ_API_KEY",),
+    "openrouter": ("OPENROUTER_API_KEY",),
+    "deepseek": ("DEEPSEEK_API_KEY",),
+    "xai": ("XAI_API_KEY",),
+    "moonshot": ("MOONSHOTAI_API_KEY", "MOONSHOT_API_KEY"),
+}
+"""Provider -> the variables that DSPy's own client looks for its key in, in that order."""
+
+LITELLM: dict[str, tuple[str, ...]] = {
+    "ai21_chat": ("AI21_API_KEY",),
+    "cerebras": ("CEREBRAS_API_KEY",),
+    "codestral": ("CODESTRAL_API_KEY",),
+    "cohere": ("COHERE_API_KEY", "CO_API_KEY"),
+    "cohere_chat": ("COHERE_API_KEY", "CO_API_KEY"),
+    "dashscope": ("DASHSCOPE_API_KEY",),
+    "deepinfra": ("DEEPINFRA_API_KEY",),
+    "fireworks_ai": ("FIREWORKS_API_KEY", "FIREWORKS_AI_API_KEY", "FIREWORKSAI_API_KEY", "FIREWORKS_AI_TOKEN"),
+    "mistral": ("MISTRAL_API_KEY",),
+    "nebius": ("NEBIUS_API_KEY",),
+    "novita": ("NOVITA_API_KEY",),
+    "nvidia_nim": ("NVIDIA_NIM_API_KEY",),
+    "perplexity": ("PERPLEXITYAI_API_KEY", "PERPLEXITY_API_KEY"),
+    "sambanova": ("SAMBANOVA_API_KEY",),
+    "together_ai": ("TOGETHER_API_KEY", "TOGETHER_AI_API_KEY", "TOGETHERAI_API_KEY", "TOGETHER_AI_TOKEN"),
+    "volcengine": ("VOLCENGINE_API_KEY",),
+}
+"""Provider -> the variables that LiteLLM looks for its key in."""
+
+LITELLM_ALSO: dict[str, tuple[str, ...]] = {
+    "anthropic": ("ANTHROPIC_AUTH_TOKEN",),
+    "openrouter": ("OR_API_KEY",),
+}
+"""What LiteLLM takes beside for a provider that DSPy's own client serves; its own client doesn't."""
+
+_BARE = {"gpt-": "openai", "chatgpt-": "openai", "claude-": "anthropic", "gemini-": "gemini", "grok-": "xai"}
+"""How the names of models begin that DSPy finds without a provider."""
+_ENGINES = ("auto", "lm15", "litellm")
+
+
+def missing_key(spec: LMSpec, environment: Mapping[str, str]) -> str | None:
+    """What is missing where a worker's LM will have no key.
+
+    Args:
+        spec: the LM.
+        environment: the worker's environment.
+
+    Returns:
+        Which variable is not set, and where it or the key can be set; None where there is a key, or where none can be
+        known to be needed: a server of one's own (api_base), headers of one's own, a provider that isn't known here,
+        an LM that is an object of its own.
+    """
+    settings = spec.kwargs
+    if spec.pickled is not None or settings.get("engine", "auto") not in _ENGINES:
+        return None
+    if any(settings.get(name) for name in ("api_key", "api_base", "base_url", "headers", "extra_headers")):
+        return None
+    if settings.get("custom_llm_provider") or settings.get("azure_ad_token_provider"):
+        return None
+    provider = _provider(spec.model)
+    prefix = provider.upper()
+    if any(environment.get(f"{prefix}_{name}") for name in ("API_BASE", "BASE_URL")):
+        return None
+    variables = _variables(provider, through_litellm=_through_litellm(spec))
+    if not variables or any(environment.get(name) for name in variables):
+        return None
+    names = " or ".join(variables)
+    return (
+        f"the LM {spec.model[:80]!r} has no key: {names} is not set. Set it in the workers' environment (env= of the "
+        f"pool or worker group, or before the pool is opened), or give the LM an api_key"
+    )
+
+
+def _provider(model: str) -> str:
+    provider, slash, _ = model.partition("/")
+    if slash:
+        return provider
+    return next((name for beginning, name in _BARE.items() if model.startswith(beginning)), "")
+
+
+def _through_litellm(spec: LMSpec) -> bool:
+    return spec.kwargs.get("engine") == "litellm" or spec.kwargs.get("model_type") == "text"
+
+
+def _variables(provider: str, *, through_litellm: bool) -> tuple[str, ...]:
+    if provider in NATIVE:
+        return NATIVE[provider] + (LITELLM_ALSO.get(provider, ()) if through_litellm else ())
+    return LITELLM.get(provider, ())

@@ -1,0 +1,188 @@
+"""Which LMs are known to lack a key, and the tables behind that against DSPy's and LiteLLM's own."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dspool.pool.lm_specs import lm_spec
+from dspool.protocol.messages import LMSpec
+from dspool.supervisor.lm_keys import LITELLM, LITELLM_ALSO, NATIVE, missing_key
+
+pytestmark = pytest.mark.unit
+
+KEY = "sk-0123456789abcdef"
+EVERY = {**LITELLM, **NATIVE}
+
+
+@pytest.mark.parametrize("provider", EVERY)
+def test_a_provider_without_its_variable_lacks_a_key(provider: str) -> None:
+    text = missing_key(lm_spec(f"{provider}/some-model"), {"PATH": "/bin", "OTHER_API_KEY": KEY})
+    assert text is not None
+    assert f"'{provider}/some-model' has no key: {' or '.join(EVERY[provider])} is not set" in text
+    assert "env= of the pool" in text
+    assert "give the LM an api_key" in text
+
+
+@pytest.mark.parametrize(
+    ("provider", "variable"), [(provider, variable) for provider in EVERY for variable in EVERY[provider]]
+)
+def test_each_of_a_providers_variables_is_enough(provider: str, variable: str) -> None:
+    spec = lm_spec(f"{provider}/some-model")
+    assert missing_key(spec, {variable: KEY}) is None
+    assert missing_key(spec, {variable: ""}) is not None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"api_key": KEY},
+        {"api_base": "http://127.0.0.1:1/v1"},
+        {"base_url": "http://127.0.0.1:1/v1"},
+        {"extra_headers": {"Authorization": f"Bearer {KEY}"}},
+        {"headers": {"x-api-key": KEY}},
+        {"custom_llm_provider": "hosted_vllm"},
+        {"engine": "own"},
+    ],
+)
+def test_where_a_key_is_given_or_may_not_be_needed_nothing_is_said(settings: dict[str, Any]) -> None:
+    assert missing_key(lm_spec({"model": "openai/m", **settings}), {}) is None
+
+
+@pytest.mark.parametrize("name", ["api_key", "api_base"])
+def test_an_empty_argument_is_none(name: str) -> None:
+    assert missing_key(lm_spec({"model": "openai/m", name: ""}), {}) is not None
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "ollama/llama3",
+        "ollama_chat/llama3",
+        "hosted_vllm/m",
+        "lm_studio/m",
+        "bedrock/m",
+        "vertex_ai/m",
+        "azure/deployment",
+        "databricks/m",
+        "my-own/m",
+        "some-model",
+    ],
+)
+def test_a_provider_that_needs_none_or_is_not_known_lacks_none(model: str) -> None:
+    assert missing_key(LMSpec("d", model), {}) is None
+
+
+def test_a_gateway_in_the_environment_may_need_no_key() -> None:
+    for variable in ("OPENAI_API_BASE", "OPENAI_BASE_URL"):
+        assert missing_key(lm_spec("openai/m"), {variable: "http://127.0.0.1:1/v1"}) is None
+        assert missing_key(lm_spec("gemini/m"), {variable: "http://127.0.0.1:1/v1"}) is not None
+
+
+def test_an_lm_object_of_ones_own_is_not_looked_into() -> None:
+    assert missing_key(LMSpec("d", "openai/m", pickled=b"..."), {}) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "variable"), [("gpt-4o", "OPENAI"), ("claude-x", "ANTHROPIC"), ("gemini-x", "GEMINI")]
+)
+def test_a_model_without_provider_is_its_providers(model: str, variable: str) -> None:
+    text = missing_key(lm_spec({"model": model}), {})
+    assert text is not None
+    assert f"{variable}_API_KEY" in text
+
+
+@pytest.mark.parametrize("provider", LITELLM_ALSO)
+def test_what_litellm_alone_reads_counts_where_it_is_used(provider: str) -> None:
+    (variable,) = LITELLM_ALSO[provider]
+    assert missing_key(lm_spec(f"{provider}/m"), {variable: KEY}) is not None
+    assert missing_key(lm_spec({"model": f"{provider}/m", "engine": "litellm"}), {variable: KEY}) is None
+
+
+def test_a_long_model_is_cut_and_no_value_is_shown() -> None:
+    text = missing_key(LMSpec("d", "openai/" + "m" * 500, {"temperature": 0.5}), {"OTHER": KEY})
+    assert text is not None
+    assert len(text) < 400
+    assert KEY not in text
+
+
+# The tables against those who read the variables.
+
+
+@pytest.mark.slow
+def test_the_table_of_dspys_own_client_is_dspys() -> None:
+    registry = pytest.importorskip("dspy._vendor.lm15.registry")
+    router = pytest.importorskip("dspy._vendor.lm15.router")
+    keyless = ("azure", "ollama", "ollama_chat", "hosted_vllm")
+    theirs = {
+        prefix: registry.PROVIDERS[provider].env_keys
+        for prefix, provider in router.LITELLM_PROVIDER_PREFIXES.items()
+        if prefix not in keyless
+    }
+    assert theirs == NATIVE
+    for prefix in keyless:
+        definition = registry.PROVIDERS[router.LITELLM_PROVIDER_PREFIXES[prefix]]
+        assert definition.placeholder_key or definition.credential_policy != "key"
+
+
+class Listener(http.server.BaseHTTPRequestHandler):
+    """Notes all that it is sent, and refuses it."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        heard.append(str(self.headers) + self.path)
+        self.send_response(400)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+heard: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[str]:
+    """A server's address."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
+
+
+CASES = [
+    (provider, variable) for table in (LITELLM, LITELLM_ALSO) for provider in table for variable in table[provider]
+]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # LiteLLM has some of its own
+@pytest.mark.parametrize(("provider", "variable"), CASES)
+def test_litellm_takes_its_key_from_the_variable(
+    listener: str, monkeypatch: pytest.MonkeyPatch, provider: str, variable: str
+) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")
+    litellm = pytest.importorskip("litellm")
+    for name in [name for name in os.environ if name.endswith(("_KEY", "_TOKEN"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(variable, KEY)
+    heard.clear()
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever LiteLLM makes of the answer
+        litellm.completion(
+            model=f"{provider}/some-model",
+            messages=[{"role": "user", "content": "why?"}],
+            api_base=listener,
+            num_retries=0,
+            max_retries=0,
+            timeout=10,
+        )
+    assert heard, caught.value
+    assert KEY in heard[0]
