@@ -100,6 +100,25 @@ def test_the_callers_own_lm_gives_way_to_a_programs(make_pool: MakePool, stub: S
             assert asked(stub) == expected
 
 
+def defined(lm: Any) -> dict[str, Any]:
+    """A program as a definition, with an LM of its own."""
+    return {"signature": {"inputs": [{"name": "question"}], "outputs": [{"name": "answer"}]}, "lm": lm}
+
+
+def test_a_definitions_lm_is_its_programs(make_pool: MakePool, stub: StubLM, form: Form, dspy: Any) -> None:
+    pool = make_pool(workers=1, lm=form("pool"))
+    pool.create_program("named", defined(form("program")))
+    with dspy.context(lm=dspy.LM(**arguments(stub, "ambient"))):
+        for program in ("named", defined(form("program"))):
+            for lm, expected in ((None, "program"), (form("call"), "call")):
+                assert pool.run(program, ASK, lm=lm).answer == "echo: q"
+                assert asked(stub) == expected
+    without = make_pool(workers=1, name="without")
+    with dspy.context(lm=dspy.LM(**arguments(stub, "ambient"))):
+        without.run(defined(form("program")), ASK)
+    assert asked(stub) == "program"
+
+
 def test_map_and_a_lease_take_an_lm_too(make_pool: MakePool, stub: StubLM, form: Form, dspy: Any) -> None:
     pool, own = make_pool(workers=1, lm=form("pool")), pinned(dspy, stub)
     for program, lm, expected in (
@@ -152,8 +171,14 @@ def test_a_name_alone_takes_address_and_key_from_the_environment(
 ) -> None:
     env = {"OPENAI_API_BASE": stub.url, "OPENAI_API_KEY": "key-of-the-environment", "DSPY_CACHEDIR": str(tmp_path)}
     pool = make_pool(workers=1, lm="openai/pool", env=env, timeout_s=60)
-    for lm, model in ((None, "pool"), ("openai/call", "call")):
-        assert pool.run("question -> answer", {"question": f"with {model}"}, lm=lm).answer == f"echo: with {model}"
+    own = defined("openai/program")
+    for program, lm, model in (
+        ("question -> answer", None, "pool"),
+        (own, None, "program"),
+        (own, "openai/call", "call"),
+        ("question -> answer", "openai/call-of-another", "call-of-another"),
+    ):
+        assert pool.run(program, {"question": f"with {model}"}, lm=lm).answer == f"echo: with {model}"
         assert (stub.calls[-1].model, stub.calls[-1].key) == (model, "key-of-the-environment")
 
 
