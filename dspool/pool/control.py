@@ -80,7 +80,7 @@ class ControlPlane:
         self._wake_in.setblocking(False)
         for sock in (self._wake_out, self._wake_in):
             forked.guard_socket(sock)
-        launcher = launcher or make_launcher(options)
+        launcher = launcher or make_launcher(options, secrets.mask)
         self.driver.start_method = launcher.start_method
         self.supervisor = Supervisor(
             options, launcher, self.driver, self._boot_config, frame_log=self.frame_log, secrets=secrets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dspool.errors import OptionsError
 from dspool.options import PoolOptions
@@ -14,11 +14,11 @@ from dspool.supervisor.launch import Launcher, SpawnLauncher
 from dspool.supervisor.templates import TemplateLauncher, managers_sys_path
 
 
-def make_launcher(options: PoolOptions) -> Launcher:
-    """The start method that the options ask for."""
+def make_launcher(options: PoolOptions, mask: Callable[[str], str] = str) -> Launcher:
+    """The start method that the options ask for. `mask` takes keys out of what its templates write."""
     if options.start_method == "spawn":
         return SpawnLauncher()
-    return TemplateLauncher(start_timeout_s=options.start_timeout_s, needs_dspy=lambda: needs_dspy(options))
+    return TemplateLauncher(start_timeout_s=options.start_timeout_s, needs_dspy=lambda: needs_dspy(options), mask=mask)
 
 
 def needs_dspy(options: PoolOptions) -> bool:
