@@ -236,9 +236,7 @@ def test_a_key_that_a_preload_prints_is_masked(
     monkeypatch.syspath_prepend(tmp_path)
     seen = Collected()
     env = {"OPENAI_API_KEY": KEY}
-    seen.fails(
-        "the start", lambda: make_pool(workers=1, env=env, preload=["telling_preload"], start_method="template")
-    )
+    seen.fails("the start", lambda: make_pool(workers=1, env=env, preload=["telling_preload"], start_method="template"))
     seen.add("logs", logged)
     assert "the key is" in seen.texts["logs"]
     seen.search()
