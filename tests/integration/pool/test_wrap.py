@@ -16,6 +16,7 @@ import pytest
 
 import dspool
 from dspool.testing.pytest_plugin import MakeAsyncPool, MakePool
+from dspool.testing.stub_lm import StubLM
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -498,3 +499,45 @@ def test_a_forward_that_is_set_is_used_until_it_is_taken_back(
         wrapped.forward = own
         assert wrapped(question="capital").answer == found.answer == "Paris"
         assert asyncio.run(wrapped.acall(question="capital")).answer == "Paris"
+
+
+def test_a_program_with_parallel_in_it_is_sent(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    class Asks(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+            self.parallel = dspy.Parallel(num_threads=2, disable_progress_bar=True, timeout=7)
+
+        def forward(self, questions: Any) -> Any:
+            found = self.parallel([(self.ask, {"question": question}) for question in questions])
+            return dspy.Prediction(answers=found, timeout=self.parallel.timeout)
+
+    pool = make_pool(workers=1)
+    with dspy.context(lm=lm):
+        found = pool.wrap(Asks())(questions=QUESTIONS)
+        again = pool.run(Asks(), {"questions": QUESTIONS})
+    assert [each.answer for each in found.answers] == [each["answer"] for each in again.answers] == [*GOLD.values()]
+    assert found.timeout == 7
+    assert [worker.programs for worker in pool.workers()] == [1]  # equal, so one program
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_errors_of_an_lm_and_its_answers_are_dspys(make_pool: MakePool, dspy: Any, *, asynchronous: bool) -> None:
+    wrapped = make_pool(workers=1, timeout_s=30).wrap(dspy.Predict("question -> number: int"))
+
+    def call(lm: Any) -> Any:
+        with dspy.context(lm=lm, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
+            return asyncio.run(wrapped.acall(question="q")) if asynchronous else wrapped(question="q")
+
+    with StubLM(faults=["429"], retry_after_s=3) as stub:
+        lm = stub.lm(num_retries=0, cache=False)
+        with pytest.raises(dspy.LMRateLimitError) as limited:
+            call(lm)
+    assert dspy.is_retryable_lm_error(limited.value)
+    assert isinstance(limited.value, dspool.ProgramError)
+    assert (limited.value.status, vars(limited.value)["retry_after"]) == (429, 3.0)
+    with pytest.raises(dspy.AdapterParseError) as garbled:
+        call(dspy.utils.DummyLM([{"number": "many"}] * 2))
+    assert "many" in garbled.value.lm_response
+    assert garbled.value.signature is wrapped.signature
+    assert garbled.value.code == "adapter_parse_error"
