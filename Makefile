@@ -165,6 +165,12 @@ soak: $(STAMP) ## the same with the numbers of docs/explanation/reliability.md, 
 cpython-suite: $(STAMP) ## CPython's own tests of executors against ours (exit code 2: this Python has none)
 	@$(PY) -m tests.cpython $(ARGS)
 
+# DSPY_SOURCE is a checkout of DSPy; its tests are not ours to keep, so nothing here runs without one.
+DSPY_SOURCE ?=
+.PHONY: dspy-suite
+dspy-suite: $(STAMP) ## DSPy's own tests with every module under pool.wrap (DSPY_SOURCE=path/to/dspy, a checkout of it)
+	@$(PY) -m tests.dspy_suite "$(DSPY_SOURCE)" $(ARGS)
+
 .PHONY: coverage
 coverage: $(STAMP) ## branches of pool/core and protocol that the unit tests reach: all, or it fails
 	@$(PY) -m coverage run -m pytest -m unit tests/unit

@@ -247,6 +247,12 @@ class AsyncPool(PoolFront):
 
         return AsyncRows(rows, run_row, width, sorter, bar, self._start_task)
 
+    def wrap(self, program: Any, **as_run: Any) -> Any:
+        """As Pool.wrap(), for `await module.acall(...)` in this pool's loop; calling the module is a PoolError."""
+        from dspool.pool.wrapped import Way, wrap
+
+        return wrap(self, program, as_run, Way(None, lambda _, steps: self._drive(steps)))
+
     async def checkout(
         self,
         *,

@@ -290,6 +290,29 @@ class Pool(PoolFront):
             as_run=as_run,
         )
 
+    def wrap(self, program: Any, **as_run: Any) -> Any:
+        """The program as a dspy.Module that runs on this pool: one line in front of Evaluate, Parallel or an optimizer.
+
+            evaluate(pool.wrap(program))
+
+        The wrapper shares the program's attributes: what is done to one is done to both, and copies are independent.
+        Calls go by the caller's DSPy settings as they would in this process: lm, adapter, track_usage, trace, history.
+        The pool's LM and adapter fill in where the caller has none.
+
+        Args:
+            program: a dspy.Module; or a signature, for dspy.Predict over it.
+            as_run: run()'s keywords, for every call.
+
+        Returns:
+            A module of the program's own class. Calling it blocks; `acall` may be awaited on any event loop.
+
+        Raises:
+            OptionsError: it is no DSPy program; or a keyword is unknown.
+        """
+        from dspool.pool.wrapped import Way, awaited_beside, wrap
+
+        return wrap(self, program, as_run, Way(drive, awaited_beside(drive)))
+
     def checkout(
         self,
         *,

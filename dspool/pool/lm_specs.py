@@ -31,7 +31,14 @@ import cloudpickle
 import msgspec
 
 from dspool.errors import OptionsError
-from dspool.pool.identity import LM_RECORDS, class_parts, import_path, importable, loaded_dspy
+from dspool.pool.identity import (
+    LM_RECORDS,
+    class_parts,
+    import_path,
+    importable,
+    loaded_dspy,
+    parallel_reduced,
+)
 from dspool.pool.watch import Watch
 from dspool.protocol.messages import LMSpec
 from dspool.signals import let_through
@@ -335,6 +342,8 @@ class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, thing: Any) -> Any:  # called for every object that isn't plain data
         if isinstance(thing, type | types.FunctionType | types.ModuleType):
             self._send_by_value(thing if isinstance(thing, types.ModuleType) else sys.modules.get(thing.__module__))
+        elif (reduced := parallel_reduced(thing)) is not None:
+            return reduced
         elif id(thing) in self._without_lm:
             return _with_state(thing.__reduce_ex__(4), lm=None)
         elif is_lm(thing):

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple, NoReturn
 from dspool.errors import EncodeError, ProgramNotFound
 from dspool.options import PoolOptions
 from dspool.pool import defined
-from dspool.pool.forms import callable_name, module_label, modules_in, output_fields, unreadable
+from dspool.pool.forms import callable_name, module_label, output_fields, unreadable
 from dspool.pool.identity import digest, loaded_dspy
 from dspool.pool.lm_specs import culprit, is_lm, lm_spec, pickled, stable_digest
 from dspool.pool.names import Candidate, Names, Registered
@@ -51,6 +51,7 @@ from dspool.protocol.messages import (
     PickledProgram,
     SignatureProgram,
 )
+from dspool.protocol.modules import modules_in
 from dspool.protocol.requests import encode_request
 from dspool.signals import let_through
 

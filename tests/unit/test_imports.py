@@ -90,8 +90,8 @@ MUST_NOT_IMPORT = {
 # These rooms may import dspy inside a function, when a program is at hand; every other room looks it up in sys.modules.
 # Under TYPE_CHECKING an import of dspy costs nothing and is allowed everywhere.
 MAY_IMPORT_DSPY_LATE = frozenset({"worker", "pool", "daemon", "bench", "testing", "cli"})
-# These two are themselves imported only by a worker that has a DSPy program.
-MAY_IMPORT_DSPY_AT_ONCE = frozenset({"dspool.worker.runtime", "dspool.worker.programs"})
+# These are themselves imported only by a worker that has a DSPy program.
+MAY_IMPORT_DSPY_AT_ONCE = frozenset({"dspool.worker.runtime", "dspool.worker.programs", "dspool.worker.callers"})
 
 
 class Import(NamedTuple):
