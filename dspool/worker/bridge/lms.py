@@ -18,13 +18,12 @@ from typing import Any
 
 import msgspec
 
-from dspool.protocol.lm_keys import NATIVE, missing_variables
+from dspool.protocol.lm_keys import NATIVE, missing_variables, provider_of
 from dspool.protocol.messages import LMSpec
 from dspool.worker.bridge.refusal import Refused
 
 DEFAULT_GEMINI = "gemini/gemini-2.5-flash"
 
-_BEGINNINGS = {"gemini": "gemini", "gpt-": "openai", "o1": "openai", "o3": "openai", "claude-": "anthropic"}
 _ALIASES = {"google": "gemini"}
 """The original bridge called it so."""
 
@@ -94,8 +93,8 @@ def _full_name(model: str, provider: str | None) -> str:
         return model if model.startswith(f"{provider}/") else f"{provider}/{model}"
     if "/" in model:
         return model
-    known = next((name for beginning, name in _BEGINNINGS.items() if model.startswith(beginning)), None)
-    if known is None:
+    known = provider_of(model)
+    if not known:
         raise Refused(
             "invalid_args", 'the LM has no provider; send "provider", or the model as in "openai/gpt-4o-mini"'
         )

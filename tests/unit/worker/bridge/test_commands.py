@@ -230,6 +230,7 @@ def test_the_specs_of_equal_lms_are_equal() -> None:
     assert read_own_lm(None) is None
     assert read_lm({"model": "gemini-2.5-flash", "provider": "google", **access}).model == "gemini/gemini-2.5-flash"
     assert read_lm({"model": "gemini-2.5-flash", **access}).model == "gemini/gemini-2.5-flash"
+    assert read_lm({"model": "o4-mini", **access}).model == "openai/o4-mini"
 
 
 def test_a_gemini_key_in_the_environment_is_used_where_nothing_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
