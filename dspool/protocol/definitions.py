@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
-from dspool.protocol.field_types import DefinitionError as DefinitionError, parse_type as parse_type
+from dspool.protocol.field_types import DefinitionError as DefinitionError, parse_type
 from dspool.protocol.secrets import SECRET_FIELD
 
 Kind = Literal["predict", "chain_of_thought", "react", "best_of_n", "program"]

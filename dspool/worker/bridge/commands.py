@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from dspool.protocol import values
+from dspool.protocol.definitions import DefinitionError, parse
 from dspool.protocol.messages import (
     PROTOCOL_VERSION,
     DefinedProgram,
@@ -30,7 +31,6 @@ from dspool.protocol.messages import (
     refused,
 )
 from dspool.protocol.secrets import Secrets
-from dspool.worker import definitions
 from dspool.worker.bridge import lms
 from dspool.worker.bridge.options import BridgeOptions
 from dspool.worker.bridge.programs import Programs, Record, wall_clock
@@ -220,8 +220,8 @@ class Commands:
             self._sessions.check_room(session_id)
         definition = {name: value for name, value in args.items() if name not in not_defining}
         try:
-            definitions.parse(definition, allow_imports=self._options.allow_imports)
-        except definitions.DefinitionError as error:
+            parse(definition, allow_imports=self._options.allow_imports)
+        except DefinitionError as error:
             raise Refused("invalid_definition", str(error)) from None
         if lm is not None:
             self._check_lm(lm)
@@ -239,7 +239,7 @@ class Commands:
         except Refused:
             raise
         except BaseException as error:
-            code = "invalid_definition" if isinstance(error, definitions.DefinitionError) else "load_error"
+            code = "invalid_definition" if isinstance(error, DefinitionError) else "load_error"
             raise _refused_with(describe(error, code, self._secrets)) from error
         if session_id is not None:
             self._sessions.begin(session_id)
