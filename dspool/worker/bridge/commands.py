@@ -196,20 +196,7 @@ class Commands:
         return self._create(request, lm, _NOT_OF_THE_DEFINITION, gemini=False)
 
     def _create_gemini_program(self, request: Request) -> Result:
-        args = request.args
-        if args.get("model"):
-            lm: LMSpec | None = lms.read_lm(args, "gemini")
-        elif lms.is_gemini(self._default_lm) or lms.default_gemini() is not None:
-            lm = None  # whatever is configured when it runs
-        else:
-            raise Refused(
-                "missing_key",
-                'API key is required: send configure_lm with "provider": "gemini", a model and an api_key, or model and'
-                " api_key here, or start the bridge with GEMINI_API_KEY in its environment",
-                provider="gemini",
-            )
-        if lm is not None and not lms.is_gemini(lm):
-            raise Refused("invalid_args", f"{lm.model:.{_SHOWN_CHARS}} is not a Gemini model; use create_program")
+        lm = lms.read_gemini(request.args, self._default_lm)
         return self._create(request, lm, _NOT_OF_A_GEMINI_DEFINITION, gemini=True)
 
     def _create(self, request: Request, lm: LMSpec | None, not_defining: set[str], *, gemini: bool) -> Result:

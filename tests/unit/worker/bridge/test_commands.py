@@ -242,6 +242,23 @@ def test_a_gemini_key_in_the_environment_is_used_where_nothing_is_configured(mon
     assert Asked(1).ask("create_gemini_program", id="g", signature=QA)["success"]
 
 
+def test_what_a_gemini_program_sets_without_naming_a_model_counts_on_top_of_the_configured_one() -> None:
+    from dspool.worker.bridge.lms import DEFAULT_GEMINI, read_gemini, read_lm
+
+    configured = read_lm({"provider": "gemini", "model": "gemini-x", "api_key": "k" * 10, "temperature": 0.5})
+    own = read_gemini({"temperature": 0.0}, configured)
+    assert own is not None
+    assert (own.model, own.kwargs) == ("gemini/gemini-x", {"api_key": "k" * 10, "temperature": 0.0})
+    other = read_lm({"model": "gpt-4o", "api_key": "k" * 10})
+    for before in (None, other):
+        own = read_gemini({"api_key": "g" * 10}, before)
+        assert own is not None
+        assert (own.model, own.kwargs) == (DEFAULT_GEMINI, {"api_key": "g" * 10})
+    assert Asked().code("create_gemini_program", id="g", signature=QA, temperature=0.5) == "missing_key"
+    assert Asked(1).ask("create_gemini_program", id="g", signature=QA, api_key="g" * 10)["success"]
+    assert Asked().code("create_gemini_program", id="g", signature=QA, temperature="hot") == "invalid_args"
+
+
 def nested(depth: int) -> Any:
     """A list in a list in a list."""
     data: list[Any] = []
