@@ -205,6 +205,9 @@ class Commands:
         session_id = self._session_of(request) if self._options.by_session else None
         if session_id is not None:
             self._sessions.check_room(session_id)
+        replace = args.get("replace")
+        if not isinstance(replace, bool | None):
+            raise Refused("invalid_args", f"replace is true or false, not {type(replace).__name__}")
         definition = {name: value for name, value in args.items() if name not in not_defining}
         try:
             parse(definition, allow_imports=self._options.allow_imports)
@@ -222,7 +225,7 @@ class Commands:
             gemini=gemini,
         )
         try:
-            self._programs.create(record, DefinedProgram(definition), replace=bool(args.get("replace")))
+            self._programs.create(record, DefinedProgram(definition), replace=bool(replace))
         except Refused:
             raise
         except BaseException as error:

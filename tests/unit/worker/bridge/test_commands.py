@@ -259,6 +259,16 @@ def test_what_a_gemini_program_sets_without_naming_a_model_counts_on_top_of_the_
     assert Asked().code("create_gemini_program", id="g", signature=QA, temperature="hot") == "invalid_args"
 
 
+def test_whether_to_replace_is_said_by_true_or_false_alone() -> None:
+    asked = Asked()
+    asked.ask("create_program", id="p", signature=QA)
+    for wrong in ("false", 0, 1.0):
+        assert asked.code("create_program", id="p", signature=QA, replace=wrong) == "invalid_args"
+    for no in (False, None):
+        assert asked.code("create_program", id="p", signature=QA, replace=no) == "program_exists"
+    assert asked.ask("create_program", id="p", signature=QA, replace=True)["success"]
+
+
 def nested(depth: int) -> Any:
     """A list in a list in a list."""
     data: list[Any] = []
