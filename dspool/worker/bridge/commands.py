@@ -96,11 +96,6 @@ class Commands:
             "shutdown": self._shutdown,
         }
 
-    @property
-    def names(self) -> list[str]:
-        """The commands there are."""
-        return list(self._handlers)
-
     def answer(self, request: Request) -> Response:
         """The answer to a request."""
         self._commands += 1

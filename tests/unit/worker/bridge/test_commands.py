@@ -83,7 +83,7 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_command_is_in_the_reference_and_the_other_way_round() -> None:
-    assert Asked().commands.names == [command.name for command in COMMANDS]
+    assert list(Asked().commands._handlers) == [command.name for command in COMMANDS]
     assert {code for command in COMMANDS for code in command.codes} <= set(CODES)
 
 
