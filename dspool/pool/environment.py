@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from anyio.from_thread import start_blocking_portal
@@ -53,23 +53,28 @@ def check_environment(
         OptionsError: an option is unknown or out of range.
         KeyboardInterrupt: as it is; nothing is left running then either.
     """
-    options = PoolOptions.build(options, overrides)
+    return report_on(PoolOptions.build(options, overrides), programs, start=start, launcher=launcher)
+
+
+def report_on(
+    options: PoolOptions,
+    programs: Iterable[Any],
+    *,
+    start: bool,
+    launcher: Launcher | None = None,
+    tell: Callable[[Check], object] = lambda check: None,
+) -> EnvironmentReport:
+    """The same for options that were read; `tell` is told each check as soon as it is made."""
     checks: list[Check] = []
     skipped: dict[str, None] = {}
-    for found in look(options, programs, start=start, launcher=launcher):
+    asked = asked_of(options, tuple(_programs(options, programs)), launcher)
+    for found in environment.look(asked, _try_start if start else None):
         if isinstance(found, Check):
             checks.append(found)
+            tell(found)
         else:
             skipped[found] = None
     return EnvironmentReport(pool=options.name, checks=tuple(checks), skipped=tuple(skipped))
-
-
-def look(
-    options: PoolOptions, programs: Iterable[Any], *, start: bool, launcher: Launcher | None = None
-) -> Iterator[Check | str]:
-    """The same check by check; a name is that of a check that is not made."""
-    asked = asked_of(options, tuple(_programs(options, programs)), launcher)
-    yield from environment.look(asked, _try_start if start else None)
 
 
 def _programs(options: PoolOptions, programs: Iterable[Any]) -> Iterator[Program]:

@@ -81,6 +81,7 @@ class Executor(concurrent.futures.Executor):
 
     Raises:
         OptionsError: an option is unknown or out of range. It is a ValueError.
+        TypeError: the initializer can't be called.
         EncodeError: the initializer can't be pickled.
     """
 

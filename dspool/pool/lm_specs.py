@@ -40,6 +40,7 @@ from dspool.pool.identity import (
     parallel_reduced,
 )
 from dspool.pool.watch import Watch
+from dspool.protocol.lm_keys import provider_of
 from dspool.protocol.messages import LMSpec
 from dspool.signals import let_through
 
@@ -59,8 +60,6 @@ _DEFAULTS: dict[str, Any] = {
 """dspy.LM's own: left out, so that an LM and the bare name of its model are one where they mean the same."""
 _OFFLINE = ("offline", "offline/extractive")
 _UNCOMPARED = LM_RECORDS | {"provider", "_engine_store", "_engine_lock"}
-_PROVIDERS = {"gpt-": "openai", "o1-": "openai", "o3-": "openai", "claude-": "anthropic", "gemini-": "gemini"}
-"""Beginnings of models' names, for an error that says what to write."""
 _SEARCH_DEPTH = 8
 _PLAIN = (type(None), bool, int, float, str)
 
@@ -169,7 +168,7 @@ def _named(model: str) -> LMSpec:
         )
     if model and "/" not in model and model not in _OFFLINE:
         # Only what begins like a model's name is shown: the rest may be a key in the wrong place.
-        provider = next((name for word, name in _PROVIDERS.items() if model.startswith(word)), None)
+        provider = provider_of(model)
         wanted = f'"{provider}/{model:.80}"' if provider else '"provider/model", as in "openai/gpt-4o-mini"'
         raise OptionsError(
             f"lm names no provider; write {wanted}. A model that DSPy finds without one goes as a dict of dspy.LM's "

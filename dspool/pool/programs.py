@@ -115,10 +115,6 @@ class ProgramStore:
         with self._lock:
             return self._learn(program)
 
-    def create(self, program_id: str, definition: Any, *, replace: bool = False) -> Program:
-        """prepare() and register() in one."""
-        return self.register(self.prepare(program_id, definition, replace=replace), replace=replace)
-
     def prepare(
         self, program_id: str, definition: Any, *, replace: bool = False, allow_pickle: bool = False
     ) -> Candidate:

@@ -21,7 +21,8 @@ from dspool.pool.forms import output_fields
 from dspool.pool.identity import loaded_dspy
 from dspool.pool.programs import Program
 from dspool.protocol.annotations import annotation
-from dspool.protocol.definitions import parse, parse_type
+from dspool.protocol.definitions import parse
+from dspool.protocol.field_types import parse_type
 from dspool.protocol.messages import DefinedProgram, ErrorInfo, ImportedProgram, Response, SignatureProgram
 from dspool.protocol.modules import modules_in
 from dspool.protocol.values import revive

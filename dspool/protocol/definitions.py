@@ -27,7 +27,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
-from dspool.protocol.field_types import DefinitionError as DefinitionError, parse_type as parse_type
+from dspool.protocol.field_types import DefinitionError as DefinitionError, parse_type
+from dspool.protocol.secrets import SECRET_FIELD
 
 Kind = Literal["predict", "chain_of_thought", "react", "best_of_n", "program"]
 InnerKind = Literal["predict", "chain_of_thought", "react", "program"]
@@ -64,7 +65,6 @@ KIND_INPUTS = {
 KIND_OUTPUTS = {"react": frozenset({"trajectory"})}
 """What a kind adds to its signature, or takes for itself."""
 
-_SECRET = re.compile(r"key|token(?!s)|secret|passw|auth|credential|cookie|header", re.IGNORECASE)
 SETTINGS = frozenset(
     "temperature max_tokens max_completion_tokens n top_p top_k stop seed presence_penalty frequency_penalty"
     " reasoning_effort rollout_id logprobs top_logprobs".split()
@@ -259,7 +259,7 @@ def check_names(inputs: list[str], outputs: list[str], kind: str = "predict") ->
 
 def _check_config(config: Mapping[str, Any], allow_imports: bool) -> None:
     for name in config:
-        if _SECRET.search(name):
+        if SECRET_FIELD.search(name):
             raise DefinitionError(f"config[{name!r:.40}] is an LM's own; give the program an lm with it")
         if not allow_imports and name not in SETTINGS:
             known = ", ".join(sorted(SETTINGS))

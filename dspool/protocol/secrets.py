@@ -23,6 +23,9 @@ MIN_SECRET_CHARS = 8
 """Shorter ones are placeholders ("x", "EMPTY"), and masking them would tear words apart."""
 
 MASK = "***"
+SECRET_FIELD = re.compile(r"key|token(?!s)|secret|passw|auth|credential|cookie|header", re.IGNORECASE)
+"""Names of fields and settings under which no text belongs into a log or a definition. "max_tokens" is none, and
+neither is "signature", which is a program's there."""
 _MAX_DEPTH = 6
 _SECRET_NAME = re.compile(r"key|token|secret|passw|auth|credential|cookie|signature", re.IGNORECASE)
 _SECRET_VARIABLE = re.compile(r"(_KEY|_TOKEN|_SECRET|PASSWORD)$", re.IGNORECASE)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from dspool.protocol.definitions import check_names, parse
 from dspool.protocol.messages import (
     BootConfig,
     DefinedProgram,
@@ -30,8 +31,8 @@ from dspool.protocol.messages import (
     SignatureProgram,
 )
 from dspool.protocol.secrets import Secrets
-from dspool.worker import definitions
-from dspool.worker.import_paths import import_attribute as import_attribute
+from dspool.worker.definitions import build
+from dspool.worker.import_paths import import_attribute
 from dspool.worker.inputs import Inputs, of_callable
 from dspool.worker.main_thread import MainThread
 
@@ -134,14 +135,14 @@ class Loader:
 
     def _defined(self, spec: DefinedProgram) -> Program:
         """What the manager sends it has checked: by whom its definitions are written is the manager's to know."""
-        definition = definitions.parse(spec.definition, allow_imports=True)
+        definition = parse(spec.definition, allow_imports=True)
         runtime = self.runtime
         state = None
         if spec.state is not None:
             import cloudpickle
 
             state = cloudpickle.loads(spec.state)
-        module = definitions.build(definition, state)
+        module = build(definition, state)
         names = [name for name, _ in module.named_predictors()]
         return runtime.program(module, {} if spec.lm is None else dict.fromkeys(names, spec.lm))
 
@@ -165,7 +166,7 @@ def _predict(text: str) -> Any:
 
     # Without custom_types DSPy would look for the types' names among our callers' variables.
     signature = dspy.Signature(text, custom_types={})
-    definitions.check_names(list(signature.input_fields), list(signature.output_fields))
+    check_names(list(signature.input_fields), list(signature.output_fields))
     return dspy.Predict(signature)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dspool.pool.lm_specs import lm_spec
-from dspool.protocol.lm_keys import LITELLM, LITELLM_ALSO, NATIVE, missing_key
+from dspool.protocol.lm_keys import LITELLM, LITELLM_ALSO, NATIVE, missing_key, provider_of
 from dspool.protocol.messages import LMSpec
 
 pytestmark = pytest.mark.unit
@@ -89,7 +89,8 @@ def test_an_lm_object_of_ones_own_is_not_looked_into() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "variable"), [("gpt-4o", "OPENAI"), ("claude-x", "ANTHROPIC"), ("gemini-x", "GEMINI")]
+    ("model", "variable"),
+    [("gpt-4o", "OPENAI"), ("o4-mini", "OPENAI"), ("claude-x", "ANTHROPIC"), ("gemini-x", "GEMINI"), ("grok-4", "XAI")],
 )
 def test_a_model_without_provider_is_its_providers(model: str, variable: str) -> None:
     text = missing_key(lm_spec({"model": model}), {})
@@ -128,6 +129,15 @@ def test_the_table_of_dspys_own_client_is_dspys() -> None:
     for prefix in keyless:
         definition = registry.PROVIDERS[router.LITELLM_PROVIDER_PREFIXES[prefix]]
         assert definition.placeholder_key or definition.credential_policy != "key"
+
+
+@pytest.mark.slow
+def test_the_models_that_need_no_provider_are_dspys() -> None:
+    router = pytest.importorskip("dspy._vendor.lm15.router")
+    theirs = {rule.prefix.rstrip("-"): rule.provider for rule in router.DEFAULT_RULES if rule.provider in NATIVE}
+    assert theirs
+    assert {word: provider_of(f"{word}-1") for word in theirs} == {word: provider_of(word) for word in theirs} == theirs
+    assert provider_of("o1secret") == provider_of("some-model") == ""
 
 
 class Listener(http.server.BaseHTTPRequestHandler):

@@ -304,6 +304,13 @@ def test_a_gateways_variable_is_told_without_its_value(variable: str, monkeypatc
     assert found.status == "ok"
 
 
+@pytest.mark.parametrize("kind", [{"program_type": "program"}, {"program_type": "best_of_n", "inner": "program"}])
+def test_whether_code_of_ones_own_needs_an_lm_is_not_known(kind: dict[str, Any]) -> None:
+    more = {"n": 2, "reward": "app:reward", "threshold": 1.0} if "inner" in kind else {}
+    report = dspool.check_environment(workers=1, programs=[{**kind, **more, "program": "app:make"}], start=False)
+    assert [check.status for check in report.checks if check.name == "lm"] == ["ok"]
+
+
 def test_a_signature_without_an_lm_is_a_warning() -> None:
     report = dspool.check_environment(workers=1, programs=["a -> b", "statistics:mean"], start=False)
     [found] = [check for check in report.checks if check.name == "lm"]
