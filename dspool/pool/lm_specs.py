@@ -34,6 +34,7 @@ from dspool.errors import OptionsError
 from dspool.pool.identity import LM_RECORDS, class_parts, import_path, importable, loaded_dspy
 from dspool.pool.watch import Watch
 from dspool.protocol.messages import LMSpec
+from dspool.protocol.secrets import secrets_in
 from dspool.signals import let_through
 
 MAX_REMEMBERED = 256
@@ -221,7 +222,8 @@ def _from_object(lm: Any) -> LMSpec:
     except Exception as error:
         let_through(error)
         raise OptionsError(f"the LM {type(lm).__qualname__} ({model}) can't be sent: {error}") from error
-    return LMSpec(_digest(model, data), model, pickled=data)
+    secrets = tuple(sorted(secrets_in(getattr(lm, "__dict__", {}))))
+    return LMSpec(_digest(model, data), model, pickled=data, secrets=secrets)
 
 
 def _arguments(lm: Any) -> dict[str, Any] | None:

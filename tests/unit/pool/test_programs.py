@@ -381,6 +381,12 @@ def test_a_definition_without_a_signature_or_with_objects_is_refused(store: Prog
     assert store.resolve(DEFINITION | {"hook": object()}) is store.resolve(DEFINITION)  # nobody's key
 
 
+def test_text_in_a_definition_that_no_encoding_has_is_refused(store: ProgramStore) -> None:
+    """As msgspec and json read it from "\\ud800"."""
+    with pytest.raises(EncodeError, match="surrogates not allowed"):
+        store.create("qa", {"signature": "question -> answer", "instructions": "\ud800"})
+
+
 def test_a_slip_in_a_definition_is_refused_by_name(store: ProgramStore) -> None:
     with pytest.raises(EncodeError, match="'instruction' is no key of a definition; did you mean 'instructions'"):
         store.resolve(DEFINITION | {"instruction": "Be short."})
