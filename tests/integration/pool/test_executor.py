@@ -568,6 +568,32 @@ def test_shutdown_can_cancel_what_waits(make_executor: MakeExecutor, tmp_path: P
     assert all(future.done() for future in waiting)
 
 
+def test_a_signal_handler_may_shut_down_in_the_middle_of_submit(make_executor: MakeExecutor) -> None:
+    executor, main = make_executor(1), threading.get_ident()
+
+    def shut_down(signum: int, frame: Any) -> None:
+        executor.shutdown(wait=False)
+
+    before = signal.signal(signal.SIGUSR1, shut_down)
+    futures: list[Any] = []
+    try:
+        put = executor._dispatcher.put
+
+        def put_and_be_interrupted(call: Any) -> None:
+            if len(futures) == 3:
+                signal.pthread_kill(main, signal.SIGUSR1)
+            put(call)
+
+        executor._dispatcher.put = put_and_be_interrupted  # type: ignore[method-assign]
+        futures += [executor.submit(same, 0)]
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            futures.extend(executor.submit(same, number) for number in range(1, 10))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not concurrent.futures.wait(futures, DEADLINE_S).not_done
+    assert [future.result() for future in futures[:3]] == [0, 1, 2]
+
+
 def test_shutdown_without_waiting_leaves_a_call_that_cannot_be_pickled_to_fail(make_executor: MakeExecutor) -> None:
     executor = make_executor(2)
     assert executor.submit(same, 1).result(DEADLINE_S) == 1
