@@ -116,7 +116,7 @@ class Executor(concurrent.futures.Executor):
             pool = Pool(workers=max_workers, **options)
         self.pool = pool
         """The pool that runs the calls, for stats(), health() and workers()."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler's shutdown() may come in the middle of submit()
         self._closed = False
         self._dispatcher = Dispatcher(pool, entry, own=own, has_initializer=initializer is not None)
         self._end = weakref.finalize(self, self._dispatcher.finish)
@@ -158,10 +158,15 @@ class Executor(concurrent.futures.Executor):
             if _exiting:
                 raise RuntimeError("cannot schedule new futures after interpreter shutdown")
             if not dispatcher.started:
-                dispatcher.start()
-                _dispatchers.add(dispatcher)
+                self._start()
             dispatcher.put(Call(future, fn, args, kwargs))
         return future
+
+    def _start(self) -> None:
+        self._dispatcher.start()
+        _dispatchers.add(self._dispatcher)
+        if self._closed:  # by a signal handler meanwhile, when there was nobody to tell
+            self._dispatcher.finish()
 
     def map(
         self,

@@ -42,6 +42,7 @@ from dspool.pool.identity import (
 from dspool.pool.watch import Watch
 from dspool.protocol.lm_keys import provider_of
 from dspool.protocol.messages import LMSpec
+from dspool.protocol.secrets import secrets_in
 from dspool.signals import let_through
 
 MAX_REMEMBERED = 256
@@ -227,7 +228,8 @@ def _from_object(lm: Any) -> LMSpec:
     except Exception as error:
         let_through(error)
         raise OptionsError(f"the LM {type(lm).__qualname__} ({model}) can't be sent: {error}") from error
-    return LMSpec(_digest(model, data), model, pickled=data)
+    secrets = tuple(sorted(secrets_in(getattr(lm, "__dict__", {}))))
+    return LMSpec(_digest(model, data), model, pickled=data, secrets=secrets)
 
 
 def _arguments(lm: Any) -> dict[str, Any] | None:

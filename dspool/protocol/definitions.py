@@ -170,6 +170,22 @@ def parse(data: Mapping[str, Any], *, allow_imports: bool = False) -> Definition
     return msgspec.structs.replace(definition, misspelt=tuple(_misspelt(data)))
 
 
+def shown_signature(signature: Any) -> Any:
+    """A definition's signature for those who ask about the program: as it was given, without the keys that are ignored.
+
+    Nobody has looked at those, and they may hold anything: an LM, with its key, that was meant to stand beside.
+    """
+    if not isinstance(signature, Mapping):
+        return signature
+    shown = {name: part for name, part in signature.items() if name in SignatureDefinition.__struct_fields__}
+    for side in shown.keys() & {"inputs", "outputs"}:
+        shown[side] = [
+            {name: part for name, part in field.items() if name in FieldDefinition.__struct_fields__}
+            for field in shown[side]
+        ]
+    return shown
+
+
 def _of_text(text: str) -> dict[str, Any]:
     """A signature string as a definition's signature; its types as text, to be checked like any other."""
     sides = text.split("->")

@@ -149,12 +149,7 @@ def parse_type(source: Any, name: str = "Model") -> FieldType:
         DefinitionError: it is not on the list, or too deep or too large; the text says which part.
     """
     tree = _Schema(source).type(source, name, 0) if isinstance(source, Mapping) else _parse_text(source)
-    size, depth = _measure(tree, {})
-    if depth > MAX_DEPTH or size > MAX_SIZE:
-        raise DefinitionError(
-            f"the type has {size:,} parts, {depth} levels deep, when it is written out; at most {MAX_SIZE:,} and "
-            f"{MAX_DEPTH} are taken"
-        )
+    _check_size(tree)
     return tree
 
 
@@ -354,6 +349,7 @@ def _is(value: Any, kind: str) -> bool:
 def _any_of(options: list[FieldType]) -> FieldType:
     if Plain("Any") in options:
         return Plain("Any")
+    _check_size(OneOf(tuple(options)))  # what is huge when it is written out can't be compared either
     distinct = tuple(option for number, option in enumerate(options) if option not in options[:number])
     return distinct[0] if len(distinct) == 1 else OneOf(distinct)
 
@@ -365,6 +361,15 @@ def _model_name(text: Any) -> str:
 
 
 # --- size -------------------------------------------------------------------------------------------------------------
+
+
+def _check_size(tree: FieldType) -> None:
+    size, depth = _measure(tree, {})
+    if depth > MAX_DEPTH or size > MAX_SIZE:
+        raise DefinitionError(
+            f"the type has {size:,} parts, {depth} levels deep, when it is written out; at most {MAX_SIZE:,} and "
+            f"{MAX_DEPTH} are taken"
+        )
 
 
 def _measure(tree: FieldType, known: dict[int, tuple[int, int]]) -> tuple[int, int]:

@@ -121,7 +121,8 @@ class LMSpec(msgspec.Struct, omit_defaults=True, frozen=True):
     """An LM as plain data: what dspy.LM is built with, or, for an LM that is an object of its own, its pickle.
 
     `digest` identifies it: equal specs are one LM object in a worker. `ambient` is no part of that: it marks the LM of
-    the caller's own DSPy settings, which gives way to a predictor's.
+    the caller's own DSPy settings, which gives way to a predictor's. `secrets` are the keys among a pickled object's
+    attributes: nobody unpickles it to find out what must not be told.
     """
 
     digest: str
@@ -129,6 +130,7 @@ class LMSpec(msgspec.Struct, omit_defaults=True, frozen=True):
     kwargs: dict[str, Any] = {}
     pickled: bytes | None = None
     ambient: bool = False
+    secrets: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Without the values of its arguments: some are keys."""

@@ -59,10 +59,11 @@ class Secrets:
     def add_lm(self, spec: LMSpec) -> None:
         """Mask an LM's keys."""
         self.add_settings(spec.kwargs)
+        self.add(*spec.secrets)
 
     def add_settings(self, settings: Mapping[str, Any]) -> None:
         """Mask the texts under those names that sound like a secret, at any depth, and those in addresses."""
-        self.add(*_secrets_in(settings, secret=False, depth=0))
+        self.add(*secrets_in(settings))
 
     def mask(self, text: str) -> str:
         """The text with every secret replaced."""
@@ -70,6 +71,11 @@ class Secrets:
             if value in text:
                 text = text.replace(value, MASK)
         return text
+
+
+def secrets_in(settings: Mapping[str, Any]) -> set[str]:
+    """The texts under those names that sound like a secret, at any depth, and those in addresses."""
+    return set(_secrets_in(settings, secret=False, depth=0))
 
 
 def _secrets_in(value: Any, *, secret: bool, depth: int) -> Iterator[str]:

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from dspool.protocol import values
-from dspool.protocol.definitions import DefinitionError, parse
+from dspool.protocol.definitions import DefinitionError, parse, shown_signature
 from dspool.protocol.messages import (
     PROTOCOL_VERSION,
     DefinedProgram,
@@ -213,7 +213,7 @@ class Commands:
         record = Record(
             program_id=program_id,
             session_id=session_id,
-            signature=definition.get("signature"),
+            signature=shown_signature(definition.get("signature")),
             program_type=definition.get("program_type", "predict"),
             size=size_of(definition),
             lm=lm,

@@ -241,6 +241,14 @@ def test_a_cache_that_is_no_folder_or_not_there_is_told(cache_folder: Path) -> N
     assert "is no folder: DSPy caches in each worker's memory alone" in found.reason
 
 
+def test_a_cache_whose_name_no_system_takes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSPY_CACHEDIR", "/" + "x" * 300)
+    [found] = caches.cache(asked(workers=1))
+    assert found.status == "warning"
+    assert "File name too long" in found.reason
+    assert caches.cache_privacy(asked(workers=1)) == []
+
+
 def test_each_group_has_the_cache_of_its_environment(cache_folder: Path, tmp_path: Path) -> None:
     groups = [
         dspool.WorkerGroup(name="a", workers=1),
