@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from anyio.from_thread import start_blocking_portal
 
-from dspool.errors import DspoolError
+from dspool.errors import DspoolError, OptionsError
 from dspool.options import PoolOptions
 from dspool.pool.programs import ProgramStore
 from dspool.pool.starts import asked_of
@@ -50,9 +50,13 @@ def check_environment(
         The report. `ok` is whether nothing failed; `failed` and `warnings` are the checks that say what and why.
 
     Raises:
-        OptionsError: an option is unknown or out of range.
+        OptionsError: an option is unknown or out of range, or `programs` is no list.
         KeyboardInterrupt: as it is; nothing is left running then either.
     """
+    if isinstance(programs, str | Mapping) or not isinstance(programs, Iterable):
+        raise OptionsError(f"programs is a list, also of one: programs=[{programs!r:.80}]")
+    if "program" in overrides:
+        raise OptionsError("unknown option 'program'; programs= takes a list of them")
     return report_on(PoolOptions.build(options, overrides), programs, start=start, launcher=launcher)
 
 

@@ -38,6 +38,7 @@ from dspool.pool.threads import start_thread
 from dspool.pool.waits import ThreadWaits, drive_async
 from dspool.protocol.messages import ErrorInfo, ExecuteArgs, Response
 from dspool.protocol.requests import encode_request
+from dspool.signals import let_through
 from dspool.types import ExitReport
 
 T = TypeVar("T")
@@ -144,8 +145,23 @@ class Call(Generic[T]):
         try:
             return name, _pickled(call)
         except BaseException as error:  # SystemExit too, of an object's own __reduce__
-            what = culprit(call, f"(function, args, kwargs) of {name}") if isinstance(error, Exception) else repr(error)
+            what = _culprit(call) if isinstance(error, Exception) else repr(error)
             raise EncodeError(f"pool {pool!r}: a call of {name} can't be pickled, because of {what}") from error
+
+
+def _culprit(call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> str:
+    """Which part of a call can't be pickled, and why, in the words of who submitted it."""
+    function, args, kwargs = call
+    parts = [("the function", function)]
+    parts += [(f"its argument {number}", each) for number, each in enumerate(args, 1)]
+    parts += [(f"its argument {name!r:.60}", each) for name, each in kwargs.items()]
+    for label, part in parts:
+        try:
+            pickled(part)
+        except Exception as error:
+            let_through(error)
+            return culprit(part, label)
+    return culprit(call, "all of it")
 
 
 def _pickled(call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> bytes:

@@ -162,7 +162,8 @@ def _parse_text(text: str) -> FieldType:
             raise SyntaxError(f"it is longer than {MAX_TYPE_CHARS} characters")
         return _type_of(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise DefinitionError(f"the type {text!r:.100} is not one of {ALLOWED}: {error}") from None
+        reason = getattr(error, "msg", error)  # without the place in a text that is Python's own
+        raise DefinitionError(f"the type {text!r:.100} is not one of {ALLOWED}: {reason}") from None
 
 
 def _type_of(node: ast.expr) -> FieldType:
@@ -184,8 +185,15 @@ def _type_of(node: ast.expr) -> FieldType:
             return _or_none(_type_of(item))
         case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
             nodes = choices.elts if isinstance(choices, ast.Tuple) and choices.elts else [choices]
-            return Choice(tuple(_choice(ast.literal_eval(node)) for node in nodes))
+            return Choice(tuple(_choice(_written(node)) for node in nodes))
     raise SyntaxError(f"{ast.unparse(node):.80} is not allowed")
+
+
+def _written(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise SyntaxError(f"a choice that is text has quotes around it: {ast.unparse(node)!r:.80}") from None
 
 
 def _choice(value: Any) -> str | int | bool | None:

@@ -97,17 +97,20 @@ def missing_variables(spec: LMSpec, environment: Mapping[str, str]) -> tuple[str
         environment: that of the process which asks it.
 
     Returns:
-        Their names; empty where there is a key, or where none can be known to be needed: a server of one's own
-        (api_base), headers of one's own, a provider that isn't known here, an LM that is an object of its own.
+        Their names; empty where there is a key, or where none can be known to be needed: headers of one's own, a
+        provider that isn't known here, an LM that is an object of its own, or a server of one's own (api_base) of
+        any provider but openai, whose clients send nothing without some key.
     """
     settings = spec.kwargs
     if spec.pickled is not None or settings.get("engine", "auto") not in _ENGINES:
         return ()
-    if any(settings.get(name) for name in ("api_key", "api_base", "base_url", "headers", "extra_headers")):
+    if any(settings.get(name) for name in ("api_key", "headers", "extra_headers")):
         return ()
     if settings.get("custom_llm_provider") or settings.get("azure_ad_token_provider"):
         return ()
     provider = provider_of(spec.model)
+    if provider != "openai" and (settings.get("api_base") or settings.get("base_url")):
+        return ()
     prefix = provider.upper()
     if any(environment.get(f"{prefix}_{name}") for name in ("API_BASE", "BASE_URL")):
         return ()

@@ -56,8 +56,11 @@ class Calls:
         program_id, inputs, lm = args.get("program_id"), args.get("inputs"), args.get("lm")
         if not isinstance(program_id, str) or not program_id:
             return refused(request.id, ErrorInfo("invalid_args", "Program ID is required"))
-        if not isinstance(inputs, dict) or not (lm is None or (isinstance(lm, dict) and "digest" in lm)):
-            return refused(request.id, ErrorInfo("invalid_args", "inputs is an object, and so is lm, with a digest"))
+        if not isinstance(inputs, dict):
+            kind = "missing" if inputs is None else type(inputs).__name__
+            return refused(request.id, ErrorInfo("invalid_args", f"inputs is an object by field name; it is {kind}"))
+        if not (lm is None or (isinstance(lm, dict) and "digest" in lm)):
+            return refused(request.id, ErrorInfo("invalid_args", "lm is an object with a digest"))
         program = self.programs.get(program_id)
         if program is None:
             return refused(request.id, ErrorInfo("program_missing", f"Program not found: {program_id}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import sys
 import textwrap
@@ -403,6 +404,22 @@ def test_programs_that_do_not_load_are_named_and_the_others_load(module: Module)
     assert "neither a signature" in found["not a program"]
     assert len(report.failed) == 4
     assert "Traceback" in next(check.details for check in report.failed if check.subject == "nowhere:f")
+
+
+@pytest.mark.parametrize("program", ["question -> answer", {"signature": "question -> answer"}, len])
+def test_a_program_that_stands_alone_is_not_taken_apart(program: Any) -> None:
+    with pytest.raises(dspool.OptionsError, match=r"programs is a list, also of one: programs=\["):
+        dspool.check_environment(programs=program, start=False)
+    with pytest.raises(dspool.OptionsError, match="programs= takes a list"):
+        dspool.check_environment(program=program, start=False)
+
+
+def test_what_is_missing_can_be_installed_by_pasting_the_advice() -> None:
+    report = dspool.check_environment(
+        required_packages=["no-such-a; python_version < '4'", "no-such-b>=2"], start=False
+    )
+    (failed,) = report.failed
+    assert shlex.split(failed.advice)[4:] == ['no-such-a; python_version < "4"', "no-such-b>=2"]
 
 
 def test_a_key_in_an_error_or_an_output_is_masked(module: Module, interpreter: Callable[[str], Path]) -> None:

@@ -264,8 +264,10 @@ def test_an_exception_that_cannot_be_rebuilt_is_a_program_error_that_says_so(mak
 def test_a_call_that_cannot_be_pickled_fails_alone(make_executor: MakeExecutor, argument: Any) -> None:
     executor = make_executor()
     bad, good = executor.submit(same, argument), executor.submit(same, 1)
-    with pytest.raises(dspool.EncodeError, match=r"test_executor\.same can't be pickled, because of"):
+    with pytest.raises(dspool.EncodeError, match=r"test_executor\.same can't be pickled, because of its argument 1"):
         bad.result(DEADLINE_S)
+    with pytest.raises(dspool.EncodeError, match=r"because of its argument 'value'"):
+        executor.submit(same, value=argument).result(DEADLINE_S)
     assert good.result(DEADLINE_S) == 1
 
 
@@ -794,9 +796,15 @@ def test_arguments_that_cannot_work_are_told_before_anything_starts(make_pool: M
         dspool.Executor(1, mp_context=None)
     with pytest.raises(dspool.OptionsError, match="max_requests"):
         dspool.Executor(1, max_tasks_per_child=3)
-    with pytest.raises(dspool.OptionsError, match="did you mean"):
+    with pytest.raises(dspool.OptionsError, match="an Executor has no option 'slot'; did you mean 'slots'"):
         dspool.Executor(1, slot=3)
+    with pytest.raises(dspool.OptionsError, match=r"did you mean 'max_workers'\? There are .*initargs, .*unpickle"):
+        dspool.Executor(max_worker=3)
+    with pytest.raises(dspool.OptionsError, match="max_workers must be a whole number; it is '2'"):
+        dspool.Executor("2")  # type: ignore[arg-type]
     pool = make_pool(workers=1)
+    with pytest.raises(dspool.OptionsError, match=r"Executor\(pool=pool\)"):
+        dspool.Executor(pool)  # type: ignore[arg-type]
     with pytest.raises(dspool.OptionsError, match="leave out max_workers, slots"):
         dspool.Executor(2, pool=pool, slots=1)
     with pytest.raises(dspool.OptionsError, match=r"dspool\.Pool"):

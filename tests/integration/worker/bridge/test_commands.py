@@ -224,7 +224,9 @@ def test_inputs_that_are_not_the_programs(shared: Client, inputs: Any, details: 
 
 def test_inputs_that_are_no_object(shared: Client) -> None:
     shared.result("create_program", id="inputs", signature=QA, replace=True)
-    assert shared.refusal("execute_program", program_id="inputs", inputs=[1])[0] == "invalid_args"
+    told = shared.refusal("execute_program", program_id="inputs", inputs=[1])
+    assert told[0] == "invalid_args"
+    assert "inputs is an object by field name; it is list" in told[1]
 
 
 def test_a_program_without_an_lm(shared: Client) -> None:
