@@ -390,14 +390,14 @@ def test_what_is_ignored_in_a_signature_is_not_told(store: ProgramStore) -> None
     """It may be an LM with its key, in the wrong place."""
     field = {"name": "question", "description": "what to ask"}
     signature = {"inputs": [field | {"api_key": "sk-misplaced"}], "outputs": [{"name": "answer", "type": "int"}]}
-    store.create("qa", {"signature": signature | {"lm": {"model": "openai/x", "api_key": "sk-misplaced"}}})
+    create(store, "qa", {"signature": signature | {"lm": {"model": "openai/x", "api_key": "sk-misplaced"}}})
     assert store.info("qa")["signature"] == {"inputs": [field], "outputs": [{"name": "answer", "type": "int"}]}
 
 
 def test_text_in_a_definition_that_no_encoding_has_is_refused(store: ProgramStore) -> None:
     """As msgspec and json read it from "\\ud800"."""
     with pytest.raises(EncodeError, match="surrogates not allowed"):
-        store.create("qa", {"signature": "question -> answer", "instructions": "\ud800"})
+        create(store, "qa", {"signature": "question -> answer", "instructions": "\ud800"})
 
 
 def test_a_slip_in_a_definition_is_refused_by_name(store: ProgramStore) -> None:
