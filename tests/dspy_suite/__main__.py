@@ -4,8 +4,8 @@
                                                isn't listed
     python -m tests.dspy_suite SOURCE -k best  further arguments are pytest's
 
-SOURCE is a checkout of DSPy (https://github.com/stanfordnlp/dspy). Its tests are copied to a folder of their own, so that
-DSPy itself is the one that is installed. Each test runs twice, without the pool and with it.
+SOURCE is a checkout of DSPy (https://github.com/stanfordnlp/dspy). Its tests are copied to a folder of their own, so
+that DSPy itself is the one that is installed. Each test runs twice, without the pool and with it.
 """
 
 from __future__ import annotations
