@@ -285,10 +285,10 @@ class PoolFront:
     ) -> tuple[Candidate, Steps[tuple[Response, int]] | None]:
         """A program that is ready to be registered, and the way to have a worker load it first, where one must."""
         control = self._opened
-        candidate = control.programs.prepare(program_id, definition, replace=replace, allow_pickle=allow_pickle)
-        program = candidate.program
         if check is not None and not isinstance(check, bool):
             raise OptionsError(f"check must be True, False or None; it is {check!r:.80}")
+        candidate = control.programs.prepare(program_id, definition, replace=replace, allow_pickle=allow_pickle)
+        program = candidate.program
         if not (program.unproven if check is None else check):
             return candidate, None
         now = time.monotonic()

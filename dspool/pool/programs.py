@@ -126,9 +126,7 @@ class ProgramStore:
 
         Args:
             program_id: the name, 1 to 256 characters.
-            definition: any program form.
-            replace: whether it may be put in the place of what has that name.
-            allow_pickle: whether a definition's saved state may be a pickle.
+            definition, replace, allow_pickle: as Pool.create_program().
 
         Raises:
             ProgramExists: the name is taken.
@@ -166,13 +164,7 @@ class ProgramStore:
         return list(self._names)
 
     def info(self, program_id: str) -> dict[str, Any]:
-        """What is known of a registered program, as plain data.
-
-        Returns:
-            program_id (the name), id (the program's own), kind (of a definition, or the form that it was given in),
-            label, signature (where it was given as one, else None), lm (the model of its own LM, several separated by
-            commas, or None), bytes, created_at and last_executed (ISO 8601), execution_count (since it was created or
-            replaced).
+        """What is known of a registered program, as plain data; all but quarantine and workers of Pool.program_info().
 
         Raises:
             ProgramNotFound: there is none of that name.
@@ -274,6 +266,8 @@ class ProgramStore:
             found = defined.read(definition, allow_pickle=allow_pickle)
         except (DefinitionError, EncodeError) as error:
             self._refuse(str(error))
+        if found.spec.lm is not None:
+            self._on_lm(found.spec.lm)
         program_id = f"{_prefix(found.name)}-{found.digest}"
         return self._kept(Program(program_id, f"{found.name:.100}", found.spec, True, unproven=found.unproven))
 

@@ -33,6 +33,7 @@ Kind = Literal["predict", "chain_of_thought", "react", "best_of_n", "program"]
 InnerKind = Literal["predict", "chain_of_thought", "react", "program"]
 KINDS: tuple[str, ...] = get_args(Kind)
 MAX_FIELDS = 200
+MAX_SIGNATURE_CHARS = 20_000
 MAX_DEMOS = 1000
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -173,6 +174,8 @@ def _of_text(text: str) -> dict[str, Any]:
     """A signature string as a definition's signature; its types as text, to be checked like any other."""
     sides = text.split("->")
     try:
+        if len(text) > MAX_SIGNATURE_CHARS:
+            raise SyntaxError(f"it is longer than {MAX_SIGNATURE_CHARS:,} characters")
         if len(sides) != 2:
             raise SyntaxError('it is written "input, ... -> output, ..."')
         return {"inputs": _fields_of(sides[0]), "outputs": _fields_of(sides[1])}

@@ -191,6 +191,8 @@ class BootConfig(msgspec.Struct, omit_defaults=True):
     """Name of a DSPy adapter as str, or an Adapter cloudpickled as bytes. Any, since msgspec reads no `str | bytes`."""
     max_programs: int = 64
     max_frame_bytes: int = 64 * 2**20
+    required_packages: list[str] = []
+    """What has to be installed there; empty where the manager has looked already, as it runs the same interpreter."""
 
 
 class Caller(msgspec.Struct, omit_defaults=True):

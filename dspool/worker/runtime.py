@@ -216,6 +216,11 @@ class Runtime:
         self._per_call = defaults
         warm_price_table()
 
+    @property
+    def has_lm(self) -> bool:
+        """Whether there is a default LM of the pool's, or one that configure_lm gave."""
+        return "lm" in self._per_call
+
     def configure_lm(self, spec: LMSpec) -> None:
         """Make this LM the default one: calls that begin from now on use it, those under way keep the one they have.
 

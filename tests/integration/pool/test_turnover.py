@@ -133,7 +133,9 @@ def test_a_thousand_programs_come_and_go_under_eight_threads_of_calls(make_pool:
         turn_over(pool, crowd_again, 1000)
     assert crowd.failures + crowd_again.failures == []
     assert crowd_again.calls > 1000
-    assert held_here(pool) == held
+    held_now = held_here(pool)
+    assert held_now.pop("specs") <= held.pop("specs")
+    assert held_now == held
     assert held["names"] == HOT
     assert held["programs"] <= HOT + 1  # the census
     assert held["warm"] <= KEPT

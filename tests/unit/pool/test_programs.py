@@ -20,7 +20,14 @@ from dspool.options import PoolOptions
 from dspool.pool import names as names_module, programs as programs_module
 from dspool.pool.identity import importable
 from dspool.pool.programs import Program, ProgramStore
-from dspool.protocol.messages import CreateArgs, DefinedProgram, ImportedProgram, PickledProgram, SignatureProgram
+from dspool.protocol.messages import (
+    CreateArgs,
+    DefinedProgram,
+    ImportedProgram,
+    LMSpec,
+    PickledProgram,
+    SignatureProgram,
+)
 from dspool.protocol.requests import encode_request
 
 pytestmark = pytest.mark.unit
@@ -414,6 +421,16 @@ def test_a_definitions_lm_travels_beside_it_and_its_key_is_shown_nowhere(store: 
     with pytest.raises(OptionsError, match="lm names no provider"):
         store.create("qa", DEFINITION | {"lm": "gpt-4o-mini"}, replace=True)
     assert store.resolve("qa") is program
+
+
+def test_a_definitions_lm_is_told_of_so_that_its_key_is_masked() -> None:
+    told: list[LMSpec] = []
+    store = ProgramStore(PoolOptions(name="unit"), told.append)
+    store.resolve(DEFINITION)
+    assert told == []
+    program = store.resolve(DEFINITION | {"lm": {"model": "openai/m", "api_key": "sk-very-secret"}})
+    assert isinstance(program.spec, DefinedProgram)
+    assert told == [program.spec.lm]
 
 
 def test_a_saved_state_may_be_a_path_and_is_read_once(store: ProgramStore, tmp_path: Path) -> None:

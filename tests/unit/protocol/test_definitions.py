@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
 
-from dspool.protocol.definitions import KINDS, MAX_DEMOS, MAX_FIELDS, OWN_KEYS, DefinitionError, parse
+from dspool.protocol.definitions import KINDS, MAX_DEMOS, MAX_FIELDS, OWN_KEYS, Definition, DefinitionError, parse
 
 pytestmark = pytest.mark.unit
 
@@ -111,6 +112,7 @@ def test_a_signature_may_be_text() -> None:
         ("a: os.PathLike -> b", "the field 'a': the type 'os.PathLike' is not one of"),
         ("a, a -> b", "duplicate argument|two fields"),
         ("x" + "[" * 500 + " -> b", "can't be read"),
+        ("x" * 20_000 + " -> b", "longer than 20,000 characters"),
     ],
 )
 def test_what_is_wrong_with_a_text_is_said(text: str, reason: str) -> None:
@@ -250,3 +252,56 @@ def test_other_unknown_keys_are_ignored() -> None:
     parsed = parse({"signature": {"outputs": [{"name": "b", "desc": "d", "extra": 1}], "x": 1}, **extra, "lm": "a/b"})
     assert parsed.misspelt == ()
     assert parsed.signature.outputs[0].desc == "d"
+
+
+# Anything at all.
+
+WORDS = st.sampled_from(
+    [
+        *Definition.__struct_fields__,
+        "name",
+        "type",
+        "description",
+        "properties",
+        "items",
+        "$ref",
+        "$defs",
+        "enum",
+        "anyOf",
+    ]
+)
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    WORDS,
+    st.sampled_from([*KINDS, "a -> b"]),
+)
+ANYTHING = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.one_of(WORDS, st.text()), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(KINDS), st.dictionaries(WORDS, ANYTHING, max_size=3), ANYTHING, st.booleans())
+def test_whatever_comes_is_parsed_or_refused_with_a_reason(
+    kind: str, changes: dict[str, Any], field_type: Any, trusted: bool
+) -> None:
+    typed = {"inputs": [{"name": "question", "type": field_type}], "outputs": [{"name": "answer"}]}
+    for data in (
+        changes,
+        {"program_type": kind, **GOOD[kind], **changes},
+        {"signature": typed},
+        {"signature": field_type},
+    ):
+        try:
+            parsed = parse(data, allow_imports=trusted)
+        except DefinitionError:
+            continue
+        assert trusted or not parsed.imports
