@@ -17,6 +17,7 @@ FILES = (
     "utils/test_usage_tracker.py",
     "teleprompt/test_bootstrap.py",
     "teleprompt/test_bootstrap_trace.py",
+    "teleprompt/test_bootstrap_finetune.py",
 )
 
 _COUNTS = "it counts the module's calls in a variable of the test's own process; they were made in a worker's"
