@@ -15,6 +15,7 @@ dspy is looked up in sys.modules and never imported: an LM object can only exist
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import io
@@ -62,6 +63,8 @@ _DEFAULTS: dict[str, Any] = {
 _OFFLINE = ("offline", "offline/extractive")
 _UNCOMPARED = LM_RECORDS | {"provider", "_engine_store", "_engine_lock"}
 _SEARCH_DEPTH = 8
+_ARGUMENTS = ("api_key", "api_base", "temperature", "max_tokens", "num_retries", "timeout", "cache")
+"""The names that a slip in a dict would most likely have meant."""
 _PLAIN = (type(None), bool, int, float, str)
 
 
@@ -91,6 +94,7 @@ def lm_spec(lm: Any) -> LMSpec:
     if isinstance(lm, str):
         return _named(lm)
     if isinstance(lm, Mapping):
+        _check_spelling(lm)
         return _from_arguments(lm)
     if not is_lm(lm):
         raise OptionsError(
@@ -203,6 +207,15 @@ def _from_arguments(arguments: Mapping[Any, Any]) -> LMSpec:
         if name != "model" and (name not in _DEFAULTS or value != _DEFAULTS[name]):
             kwargs[name] = value
     return LMSpec(_digest(model, kwargs), model, kwargs)
+
+
+def _check_spelling(arguments: Mapping[Any, Any]) -> None:
+    """Refuse what is nearly the name of an argument: DSPy sends it on to the provider, and nobody ever notices."""
+    for name in arguments:
+        if isinstance(name, str) and name not in _ARGUMENTS:
+            likely = difflib.get_close_matches(name.lower(), _ARGUMENTS, n=1, cutoff=0.85)
+            if likely and likely[0] not in arguments:
+                raise OptionsError(f"lm has no argument {name!r:.80}; did you mean {likely[0]!r}?")
 
 
 def _digest(model: str, arguments: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from dspool.pool.core import health
+from dspool.pool.core.fleet import OVER
 from dspool.pool.core.machine import PoolCore
 from dspool.pool.core.records import Worker
 from dspool.pool.core.states import WorkerState
@@ -95,7 +96,7 @@ def pool_health(core: PoolCore, now: float) -> PoolHealth:
         ready=judgement.ready,
         target=judgement.target,
         breaker=breaker_state(core),
-        reason=history.changes[-1].reason if history.changes else "",
+        reason="the pool is closed" if core.state in OVER else history.changes[-1].reason if history.changes else "",
         since_s=0.0 if history.began_at is None else max(0.0, now - history.since),
         time_s=dict(spent),
         availability=_availability(spent),

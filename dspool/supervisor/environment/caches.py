@@ -129,4 +129,4 @@ def _privacy(folder: Path) -> Finding:
             f"{folder} can be read by {open_to[0]} (mode {mode:04o}): it holds prompts and answers",
             f"chmod 700 {folder}",
         )
-    return good(f"{folder}, mode {mode:04o}, can be read by nobody else")
+    return good(f"{folder}, mode {mode:04o}; no other user gets to it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -12,6 +13,7 @@ from importlib import metadata
 from typing import NamedTuple
 
 from dspool import requirements
+from dspool.errors import OptionsError
 from dspool.supervisor.environment.asked import Asked, Finding, Kind, counted, failed, good, warning
 from dspool.supervisor.environment.facts import Facts, NoFacts, read_facts
 
@@ -185,7 +187,9 @@ def _wanted_litellm(facts: Facts) -> str | None:
     for text in facts.requires.get("dspy", []):
         name_and_versions = text.partition(";")[0].strip()
         if re.match(r"litellm\b(?![-\[])", name_and_versions) and "extra ==" not in text:
-            return name_and_versions
+            with contextlib.suppress(OptionsError):  # metadata that nobody can read asks for nothing
+                requirements.parse(name_and_versions)
+                return name_and_versions
     return None
 
 

@@ -87,4 +87,5 @@ def test_after_close_the_figures_stand_still(make_pool: MakePool) -> None:
     pool.close()
     first, second = pool.health(), pool.health()
     assert first.time_s == second.time_s
+    assert (first.status, first.reason) == ("unhealthy", "the pool is closed")
     assert first.time_s["healthy"] > 0

@@ -76,6 +76,13 @@ def test_what_dspy_would_take_anyway_makes_no_difference() -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["top_k", "base_url", "api_version", "max_completion_tokens", "timeout_s", "extra_body"]
+)
+def test_what_only_sounds_a_little_like_an_argument_is_sent_on(name: str) -> None:
+    assert lm_spec({"model": "openai/m", name: 1}).kwargs == {name: 1}
+
+
+@pytest.mark.parametrize(
     ("lm", "reason"),
     [
         ("", "must be a non-empty string"),
@@ -96,6 +103,9 @@ def test_what_dspy_would_take_anyway_makes_no_difference() -> None:
         ),
         ({"model": "openai/m", "extra": [KEY, {"a": b""}]}, r"lm\['extra'\] .* \(list\)"),
         ({"model": "openai/m", "seed": 2**70}, r"lm\['seed'\]"),
+        ({"model": "openai/m", "apikey": KEY}, "lm has no argument 'apikey'; did you mean 'api_key'"),
+        ({"model": "openai/m", "max_token": 5}, "did you mean 'max_tokens'"),
+        ({"model": "openai/m", "temprature": 0.5}, "did you mean 'temperature'"),
         (5, 'must be "provider/model", a dict .* it is a int'),
         (None, "it is a NoneType"),
         (dict, "it is a type"),

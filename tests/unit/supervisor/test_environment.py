@@ -401,6 +401,12 @@ def test_versions_of_litellm(version: str | None, status: str) -> None:
         assert "dspy asks for litellm>=1.65.8" in found.reason
 
 
+def test_metadata_that_nobody_can_read_asks_for_no_litellm() -> None:
+    pool = asked(workers=1)
+    broken = facts(versions={"litellm": "1.0"}, requires={"dspy": ["litellm>=not a version"]})
+    assert litellm(pool, pool.kinds()[0], broken).status == "ok"
+
+
 DISTUTILS = (
     "import os; var = 'SETUPTOOLS_USE_DISTUTILS'; enabled = os.environ.get(var, 'local') == 'local'; "
     "enabled and __import__('_distutils_hack').add_shim(); "
