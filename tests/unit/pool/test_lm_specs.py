@@ -75,9 +75,7 @@ def test_what_dspy_would_take_anyway_makes_no_difference() -> None:
     assert lm_spec(defaults) == lm_spec("openai/m")
 
 
-@pytest.mark.parametrize(
-    "name", ["top_k", "base_url", "api_version", "max_completion_tokens", "timeout_s", "extra_body"]
-)
+@pytest.mark.parametrize("name", ["top_k", "base_url", "api_version", "max_completion_tokens", "extra_body"])
 def test_what_only_sounds_a_little_like_an_argument_is_sent_on(name: str) -> None:
     assert lm_spec({"model": "openai/m", name: 1}).kwargs == {name: 1}
 
