@@ -8,6 +8,7 @@ import inspect
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -541,3 +542,60 @@ def test_errors_of_an_lm_and_its_answers_are_dspys(make_pool: MakePool, dspy: An
     assert "many" in garbled.value.lm_response
     assert garbled.value.signature is wrapped.signature
     assert garbled.value.code == "adapter_parse_error"
+
+
+def test_calls_at_the_same_time_bring_back_their_own(make_pool: MakePool, programs: Any, dspy: Any) -> None:
+    answers = {f"n{number}x": {"answer": f"a{number}"} for number in range(40)}
+    lm = dspy.utils.DummyLM(answers)
+    wrapped = make_pool(workers=1, slots=8).wrap(dspy.Predict("question -> answer"))
+
+    def ask(number: int) -> None:
+        with dspy.context(lm=lm.copy(), trace=[], track_usage=True):
+            found = wrapped(question=f"n{number}x")
+            ((_, inputs, prediction),) = dspy.settings.trace
+            (entry,) = dspy.settings.lm.history
+        assert (inputs, prediction.answer, found.answer) == ({"question": f"n{number}x"}, *[f"a{number}"] * 2)
+        assert f"n{number}x" in str(entry["messages"])
+
+    with ThreadPoolExecutor(12) as threads:
+        assert len(list(threads.map(ask, range(40)))) == 40
+
+
+def test_react_and_its_tools_are_as_in_process(make_pool: MakePool, dspy: Any) -> None:
+    def add(a: int, b: int) -> int:
+        """Adds."""
+        return a + b
+
+    program = dspy.ReAct("question -> answer", tools=[add])
+    seen = []
+    for module in (program, make_pool(workers=1).wrap(program)):
+        steps = [("add", {"a": 1, "b": 2}), ("finish", {})]
+        said: list[dict[str, Any]] = [
+            {"next_thought": "t", "next_tool_name": name, "next_tool_args": arguments} for name, arguments in steps
+        ]
+        lm = dspy.utils.DummyLM([*said, {"reasoning": "r", "answer": "3"}])
+        found, trace, usage = traced(dspy, module, lm, question="1 + 2?")
+        seen.append((found.toDict(), [(step[0], step[1], step[2].toDict()) for step in trace], usage))
+    assert seen[0] == seen[1]
+    assert seen[0][0]["trajectory"]["observation_0"] == 3
+
+
+def test_a_programs_own_call_is_made_once_and_in_the_worker(make_pool: MakePool, dspy: Any) -> None:
+    class Louder(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mark = "!"
+
+        def __call__(self, **inputs: Any) -> Any:
+            return super().__call__(text=inputs["text"] + self.mark)
+
+        def forward(self, text: str) -> Any:
+            return dspy.Prediction(text=text, pid=os.getpid())
+
+    pool = make_pool(workers=1)
+    wrapped = pool.wrap(Louder())
+    found = wrapped(text="hey")
+    assert (found.text, found.pid) == ("hey!", pool.workers()[0].pid)
+    copied = wrapped.deepcopy()
+    copied.mark = "?"
+    assert [copied(text="hey").text, wrapped(text="hey").text] == ["hey?", "hey!"]
