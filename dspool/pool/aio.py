@@ -38,6 +38,7 @@ from dspool.pool.leases import AsyncLease
 from dspool.pool.mapping import AsyncRows, Sorter, check_concurrency, check_rows
 from dspool.pool.progress import Progress
 from dspool.pool.steps import Steps
+from dspool.pool.streams import AsyncStream
 from dspool.pool.waits import AnyioWaits, AsyncioWaits, TrioWaits, drive_async
 from dspool.supervisor.launch import Launcher
 from dspool.supervisor.starting import start_soon
@@ -246,6 +247,19 @@ class AsyncPool(PoolFront):
             return self._finish(resolved, response, worker_id)
 
         return AsyncRows(rows, run_row, width, sorter, bar, self._start_task)
+
+    def stream(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        *,
+        fields: str | Iterable[str] | None = None,
+        status: Any = True,
+        **as_run: Any,
+    ) -> AsyncStream:
+        """As Pool.stream(), as an async iterator: `async for piece in pool.stream(...)`."""
+        driver, resolved, steps = self._prepare_stream(program, inputs, fields, status, as_run)
+        return AsyncStream(self, driver, resolved, steps)
 
     async def checkout(
         self,

@@ -24,7 +24,8 @@ from dspool.pool.lm_specs import ambient_spec, lm_spec
 from dspool.pool.programs import Program
 from dspool.pool.results import program_error, result_of
 from dspool.pool.steps import Steps
-from dspool.protocol.messages import ErrorInfo, ExecuteArgs, Response
+from dspool.pool.streams import stream_args
+from dspool.protocol.messages import ErrorInfo, ExecuteArgs, Response, StreamArgs
 from dspool.protocol.requests import encode_request
 from dspool.protocol.values import to_plain
 from dspool.supervisor.launch import Launcher
@@ -48,6 +49,8 @@ _RUN_DEFAULTS: dict[str, Any] = {
 RUN_ARGUMENTS = tuple(_RUN_DEFAULTS)
 MAP_ARGUMENTS = ("concurrency", "ordered", "with_index", "return_exceptions", "progress")
 """map()'s own, beside those of run()."""
+STREAM_ARGUMENTS = ("fields", "status")
+"""stream()'s own, beside those of run()."""
 LEASE_RUN_ARGUMENTS = ("timeout_s", "lm")
 CHECKOUT_ARGUMENTS = ("program", "session", "affinity", "timeout_s", "hold_s", "priority", "require")
 
@@ -140,18 +143,34 @@ class PoolFront:
         require: str | Iterable[str] | None,
         lm: Any,
         idempotent: bool,
+        stream: StreamArgs | None = None,
     ) -> Prepared:
         now = time.monotonic()
         control = self._opened
         driver = control.driver
         resolved = control.programs.resolve(program)
         deadline = now + self._timeout_s if timeout_s is ... else self._deadline(timeout_s, now)
-        frame = self._encode(control, resolved, inputs, lm, session, timed=deadline != c.INFINITY)
+        frame = self._encode(control, resolved, inputs, lm, session, timed=deadline != c.INFINITY, stream=stream)
         checkout = self._checkout(
             next(driver.ids), now, deadline, resolved.program_id, session, affinity, on_session_lost, priority, require
         )
         checkout.size_bytes = len(frame)
-        return driver, resolved, path.call(driver, checkout, resolved, frame, deadline, idempotent=idempotent)
+        if stream is None:
+            return driver, resolved, path.call(driver, checkout, resolved, frame, deadline, idempotent=idempotent)
+        checkout.cancellable = True
+        checkout.hold_s = deadline - now + self.options.cancel_grace_s  # where the caller doesn't come for a piece
+        exchange = path.exchange_pieces
+        steps = path.call(driver, checkout, resolved, frame, deadline, idempotent=idempotent, exchange=exchange)
+        return driver, resolved, steps
+
+    def _prepare_stream(
+        self, program: Any, inputs: Mapping[str, Any], fields: Any, status: Any, as_run: Mapping[str, Any]
+    ) -> Prepared:
+        """A stream: run()'s arguments with run()'s defaults."""
+        if unknown := [name for name in as_run if name not in _RUN_DEFAULTS]:
+            raise unknown_argument("stream", unknown, (*STREAM_ARGUMENTS, *RUN_ARGUMENTS))
+        stream = stream_args(fields, status)
+        return self._prepare(program, inputs, stream=stream, **{**_RUN_DEFAULTS, **as_run})
 
     def _prepare_row(self, program: Any, row: Mapping[str, Any], as_run: Mapping[str, Any]) -> Prepared:
         """A row of map(): run()'s arguments with run()'s defaults."""
@@ -168,6 +187,7 @@ class PoolFront:
         session: str | None,
         *,
         timed: bool,
+        stream: StreamArgs | None = None,
     ) -> bytearray:
         spec = lm_spec(lm) if lm is not None else None
         if spec is None and control.lm is None and "dspy" in modules:
@@ -177,7 +197,7 @@ class PoolFront:
         try:
             if type(inputs) is not dict:
                 inputs = _as_inputs(inputs)
-            args = ExecuteArgs(program.program_id, to_plain(inputs, "inputs"), spec)
+            args = ExecuteArgs(program.program_id, to_plain(inputs, "inputs"), spec, stream)
             limit = self.options.max_frame_bytes
             return encode_request("execute_program", args, limit, deadline=timed, session=session)
         except EncodeError as error:
