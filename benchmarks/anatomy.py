@@ -30,13 +30,13 @@ from benchmarks.harness.tables import table
 from dspool.pool import polling
 from dspool.pool.core.commands import Checkout
 from dspool.pool.slot_pipe import SlotPipe
-from dspool.protocol.messages import ExecuteArgs, SignatureProgram
+from dspool.protocol.messages import BootConfig, ExecuteArgs, SignatureProgram
 from dspool.protocol.requests import encode_request, stamp
+from dspool.protocol.secrets import Secrets
 from dspool.worker.calls import Calls, Slot
-from dspool.worker.failures import Secrets
 from dspool.worker.loop import Pipe, serve
 from dspool.worker.main_thread import MainThread
-from dspool.worker.programs import CallableProgram, ProgramTable
+from dspool.worker.programs import CallableProgram, Loader, ProgramTable
 
 VALUE = {"question": "What is 2+2?", "context": "x" * 60}
 """About 100 bytes once encoded."""
@@ -169,7 +169,8 @@ def counted_here() -> Tracer:
 
 def counted_there() -> Tracer:
     """One call, on the worker's side: three requests less two."""
-    programs = ProgramTable(lambda spec: CallableProgram(echo), 64)
+    loader = Loader(BootConfig(0, "anatomy"), Secrets())
+    programs = ProgramTable(lambda spec: CallableProgram(echo, loader), 64)
     programs.create("echo", SignatureProgram(""))
     slot = Slot(Calls(programs, MainThread(), Secrets()))
     frame = encode_request("execute_program", ExecuteArgs("echo", {"value": VALUE}), 2**20, deadline=True)

@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: options, errors, events, commands, the bridge, public names.
+"""Writes docs/reference/ from the code: options, errors, events, commands, checks, the bridge, public names.
 
     python docs/build_reference.py            write the pages
     python docs/build_reference.py --check    say which pages differ from what the code gives, and fail
@@ -25,9 +25,13 @@ from dspool.cli.commands import dspool as commands
 from dspool.cli.exits import EXIT_CODES
 from dspool.options import RANGES, PoolOptions, WorkerGroup
 from dspool.pool.events import EVENTS, QUEUE_LENGTH
+from dspool.protocol import definitions as grammar, field_types
+from dspool.supervisor.environment import AT_OPEN, CHECKS, OF_INTERPRETER, QUICK
 from dspool.types import (
     AnswerFigures,
+    Check,
     CheckoutRequest,
+    EnvironmentReport,
     ExitReport,
     HealthChange,
     PoolHealth,
@@ -57,7 +61,9 @@ def pages() -> dict[str, str]:
         "options.md": options(),
         "errors.md": error_tree(),
         "events.md": events(),
+        "definitions.md": definitions(),
         "cli.md": command_line(),
+        "checks.md": checks(),
         "bridge.md": bridge(),
         "api.md": api(),
     }
@@ -195,6 +201,110 @@ def events() -> str:
     return "\n".join(parts) + "\n"
 
 
+# --- definitions ------------------------------------------------------------------------------------------------------
+
+
+def definitions() -> str:
+    """The grammar of programs as data."""
+    keys = entries(grammar.Definition.__doc__, "Attributes")
+    del keys["misspelt"]
+    parts = {
+        "made_by": MADE_BY,
+        "kinds": "\n".join(map(_kind, grammar.KINDS)),
+        "keys": "\n".join(f"| `{name}` | {text} |" for name, text in keys.items()),
+        "types": "\n".join(_names_of_types()),
+        "keywords": _listed(field_types.KEYWORDS),
+        "size": f"{field_types.MAX_SIZE:,}",
+        "depth": field_types.MAX_DEPTH,
+        "fields": grammar.MAX_FIELDS,
+        "inputs": _listed(grammar.RESERVED_INPUTS),
+        "outputs": _listed(grammar.RESERVED_FIELDS),
+        "by_kind": "\n".join(
+            f"| {kind}, too | {_listed(names)} | {_listed(grammar.KIND_OUTPUTS.get(kind, ()))} |"
+            for kind, names in grammar.KIND_INPUTS.items()
+        ),
+        "settings": _listed(grammar.SETTINGS),
+    }
+    return _DEFINITIONS.format(**parts)
+
+
+_DEFINITIONS = """\
+# Definitions
+
+{made_by}
+A definition is a program as plain data, for `create_program`, `run` and wherever else a program is taken. How to use
+them is in [Define programs as data](../how-to/define-programs-as-data.md).
+
+## Kinds
+
+| `program_type` | needs | may have |
+| --- | --- | --- |
+{kinds}
+
+Every kind may have `state`, and in a pool `lm`, the program's own: `"provider/model"`, a dict of `dspy.LM`'s arguments,
+or a `dspy.LM`. `best_of_n` takes what its inner kind takes, too. A key of another kind is refused. Unknown keys are
+ignored; one that is nearly a known one is refused by a pool.
+
+## Keys
+
+| key | |
+| --- | --- |
+{keys}
+
+## Types
+
+A field's type is text or a JSON schema. Text may be:
+
+{types}
+* `list[...]`, `dict[str, ...]` (or with keys of int, float, bool), `Optional[...]`, `... | None`,
+  `Literal['a', 1, True]`
+
+A value of an image is `{{"url": ...}}`, or the URL or data URI alone as text.
+
+A schema is an object. One with properties becomes a pydantic model, in the worker and, for outputs, in the caller's
+process. These keywords are understood, those that begin with `x-` passed over, and any other is refused by name:
+
+{keywords}
+
+`format`, `title` and `examples` are words for the reader: a date is text. A `$ref` points into the schema's own
+`$defs`, and to nothing that contains it. Written out, a type has at most {size} parts in {depth} levels. A signature
+has at most {fields} fields.
+
+## Names
+
+A field's name is one that Python takes, and doesn't begin with an underscore. DSPy keeps these for itself:
+
+| kind | inputs | outputs |
+| --- | --- | --- |
+| any | {inputs} | {outputs} |
+{by_kind}
+
+## What is taken from outside
+
+Where a definition doesn't come from the application's own code, import paths are refused, a saved state is plain data,
+and `config` may set these alone:
+
+{settings}
+"""
+
+
+def _kind(kind: str) -> str:
+    needed = (*(() if kind == "program" else ("signature",)), *grammar.NEEDED.get(kind, ()))
+    others = [name for name in grammar.OWN_KEYS[kind] if name not in needed]
+    return f"| `{kind}` | {', '.join(f'`{name}`' for name in needed)} | {', '.join(f'`{name}`' for name in others)} |"
+
+
+def _names_of_types() -> list[str]:
+    names: dict[str, list[str]] = {}
+    for name, kind in field_types.NAMES.items():
+        names.setdefault(kind, []).append(name)
+    return [f"* {_listed(words)}" for words in names.values()]
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(f"`{name}`" for name in (sorted(names) if isinstance(names, (set, frozenset)) else names))
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -251,6 +361,33 @@ def _option(option: click.Option) -> str:
     return f"| {names} | {_escaped(option.help or '')}{default} |"
 
 
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def checks() -> str:
+    """What `dspool doctor`, check_environment() and open() look at."""
+    parts = [
+        "# Checks of the environment\n",
+        MADE_BY,
+        "`dspool doctor` and `dspool.check_environment` make all of them, in this order. `open()` makes those that say",
+        "so: where one fails it raises the error that is named, and what else it finds it tells as the event",
+        "`pool.environment`. How to read them is in [Check the environment](../how-to/check-the-environment.md).\n",
+        "| check | looks at | needs | at `open()` |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, kind in CHECKS.items():
+        needs = "nothing" if name in QUICK else "the interpreter" if name in OF_INTERPRETER else "started workers"
+        parts.append(f"| `{name}` | {_escaped(kind.text)} | {needs} | {_at_open(name)} |")
+    return "\n".join(parts) + "\n"
+
+
+def _at_open(name: str) -> str:
+    if name not in AT_OPEN:
+        return ""
+    error = AT_OPEN[name]
+    return "told" if error is None else f"`{error.__name__}`"
+
+
 # --- the bridge -------------------------------------------------------------------------------------------------------
 
 
@@ -268,7 +405,7 @@ def bridge() -> str:
         "| --- | --- |",
     ]
     for action in parser._actions[1:]:
-        value = f" {' or '.join(action.choices)}" if action.choices else f" {action.metavar}"
+        value = f" {' or '.join(action.choices)}" if action.choices else f" {action.metavar or ''}".rstrip()
         parts.append(f"| `{action.option_strings[0]}`{value} | {_escaped(action.help or '')} |")
     parts += ["\n## Commands\n", _BRIDGE_COMMANDS]
     for command in COMMANDS:
@@ -323,7 +460,9 @@ framed stdout it goes nowhere instead. A child that a program forks neither read
 """
 _BRIDGE_COMMANDS = """\
 Any of them may be refused with `invalid_args`, and with the codes of what is no request: `invalid_json`, `missing_id`,
-`invalid_id`, `missing_command`, `invalid_command`, `missing_args`, `unknown_command`.
+`invalid_id`, `missing_command`, `invalid_command`, `missing_args`, `unknown_command`. What a program's definition may
+have beside its signature, the types of fields among it, is in [Definitions](definitions.md); what names code by its
+import path needs `--allow-imports`.
 """
 _BRIDGE_END = """
 SIGTERM ends it at once, in the middle of a call too. SIGINT is ignored: Ctrl-C goes to all of a terminal's foreground
@@ -348,9 +487,10 @@ def api() -> str:
         parts += [f"## {cls.__name__}\n", _prose(cls.__doc__)]
         for name, member in public_members(cls).items():
             parts += [_signature(cls, name, member), _prose(_callable(member).__doc__)]
+    parts += ["## check_environment\n", _function(dspool.check_environment), _prose(dspool.check_environment.__doc__)]
     parts.append("## Structs\n\nFrozen; what a method returned doesn't change afterwards.\n")
-    shown = (WorkerInfo, PoolStats, PoolHealth, HealthChange, AnswerFigures, ExitReport, CheckoutRequest, Remove, Skip)
-    for struct in shown:
+    snapshots = (WorkerInfo, PoolStats, PoolHealth, HealthChange, AnswerFigures, ExitReport)
+    for struct in (*snapshots, EnvironmentReport, Check, CheckoutRequest, Remove, Skip):
         fields = [f"{name}: {kind}" for name, kind in struct.__annotations__.items()]
         parts += [f"### {struct.__name__}\n", _prose(struct.__doc__), "```python", *fields, "```\n"]
     parts.append("`dspool.KEEP` is the third verdict of a `check` hook, beside `Remove(reason)` and `Skip(reason)`.\n")
@@ -372,17 +512,20 @@ def _callable(member: Any) -> Any:
 
 
 def _signature(cls: type, name: str, member: Any) -> str:
-    signature = inspect.signature(_callable(member))
-    returns = signature.return_annotation
-    if isinstance(member, property):
-        shown = f"{name}: {returns}"
-    else:
-        parts = _parameters(signature)
-        prefix = "async def " if inspect.iscoroutinefunction(member) else "def "
-        shown = f"{prefix}{name}({', '.join(parts)}) -> {returns}"
-        if len(shown) > _CODE_WIDTH:
-            shown = "\n".join([f"{prefix}{name}(", *(f"    {part}," for part in parts), f") -> {returns}"])
-    return f"### {cls.__name__}.{name}\n\n```python\n{shown}\n```\n"
+    returns = inspect.signature(_callable(member)).return_annotation
+    block = f"```python\n{name}: {returns}\n```\n" if isinstance(member, property) else _function(member)
+    return f"### {cls.__name__}.{name}\n\n{block}"
+
+
+def _function(function: Any) -> str:
+    """A function's signature as a block of code."""
+    signature = inspect.signature(function)
+    parts, returns = _parameters(signature), signature.return_annotation
+    head = ("async def " if inspect.iscoroutinefunction(function) else "def ") + function.__name__
+    shown = f"{head}({', '.join(parts)}) -> {returns}"
+    if len(shown) > _CODE_WIDTH:
+        shown = "\n".join([f"{head}(", *(f"    {part}," for part in parts), f") -> {returns}"])
+    return f"```python\n{shown}\n```\n"
 
 
 def _parameters(signature: inspect.Signature) -> list[str]:
@@ -391,12 +534,16 @@ def _parameters(signature: inspect.Signature) -> list[str]:
     for parameter in signature.parameters.values():
         if parameter.name == "self":
             continue
-        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in parts:
+        if parameter.kind is parameter.KEYWORD_ONLY and not any(re.match(r"\*(?!\*)", part) for part in parts):
             parts.append("*")
         stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            stars = "*"
         default = parameter.default
         ending = "" if default is parameter.empty else f" = {'...' if default is ... else repr(default)}"
         parts.append(f"{stars}{parameter.name}: {parameter.annotation}{ending}")
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            parts.append("/")
     return parts
 
 

@@ -40,13 +40,16 @@ if TYPE_CHECKING:
     from dspool.options import PoolOptions as PoolOptions, WorkerGroup as WorkerGroup
     from dspool.pool.aio import AsyncPool as AsyncPool
     from dspool.pool.blocking import Pool as Pool
+    from dspool.pool.environment import check_environment as check_environment
     from dspool.pool.executor import Executor as Executor
     from dspool.pool.executor_calls import ExecutorBroken as ExecutorBroken
     from dspool.pool.leases import AsyncLease as AsyncLease, Lease as Lease
     from dspool.types import (
         KEEP as KEEP,
         AnswerFigures as AnswerFigures,
+        Check as Check,
         CheckoutRequest as CheckoutRequest,
+        EnvironmentReport as EnvironmentReport,
         ExitReport as ExitReport,
         HealthChange as HealthChange,
         Keep as Keep,
@@ -74,6 +77,9 @@ _NAMES = {
     "dspool.pool.blocking": """
         Pool
     """,
+    "dspool.pool.environment": """
+        check_environment
+    """,
     "dspool.pool.executor": """
         Executor
     """,
@@ -84,8 +90,8 @@ _NAMES = {
         AsyncLease Lease
     """,
     "dspool.types": """
-        KEEP AnswerFigures CheckoutRequest ExitReport HealthChange Keep PoolHealth PoolStats Remove Skip Verdict
-        WorkerInfo
+        KEEP AnswerFigures Check CheckoutRequest EnvironmentReport ExitReport HealthChange Keep PoolHealth PoolStats
+        Remove Skip Verdict WorkerInfo
     """,
 }
 _HOME_OF = {name: home for home, names in _NAMES.items() for name in names.split()}

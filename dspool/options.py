@@ -179,6 +179,8 @@ class PoolOptions:
             id, size and duration, nothing of what it carries. It is made with mode 0600 and appended to without limit;
             to make it shorter is up to you (logrotate with copytruncate).
         python: the workers' interpreter (default: this one); with "spawn" only.
+        required_packages: what must be installed where the workers run, as requirements: "pandas>=2". What is missing
+            or has another version is a WorkerStartError at open(). `dspool doctor` says it too.
         max_restarts: failed starts within `restart_window_s` that a group may have before its starts are stopped.
         restart_window_s: the window of `max_restarts`, seconds.
         quarantine_after: workers that calls of one program may make exit in a row; None: any number.
@@ -229,6 +231,7 @@ class PoolOptions:
     on_event: EventHook | None = None
     debug_log: str | os.PathLike[str] | None = None
     python: str | os.PathLike[str] | None = None
+    required_packages: tuple[str, ...] = ()
     max_restarts: int = 3
     restart_window_s: float = 60.0
     quarantine_after: int | None = 3
@@ -263,6 +266,7 @@ class PoolOptions:
         put(self, "preload", _names("preload", self.preload))
         put(self, "warm", tuple(self.warm) if isinstance(self.warm, (list, tuple)) else (self.warm,))
         put(self, "env", _environment(self.env))
+        put(self, "required_packages", _requirements(self.required_packages))
         for option, legal in RANGES.items():
             _in_range(option, getattr(self, option), legal)
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -380,6 +384,18 @@ def _names(option: str, value: object) -> tuple[str, ...]:
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
         raise OptionsError(f"{option} must be module names; it is {value!r}")
     return tuple(names)
+
+
+def _requirements(value: object) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise OptionsError(f"required_packages must be requirements, as in 'pandas>=2'; it is {value!r}")
+    if texts:  # else nobody pays for the import
+        from dspool import requirements
+
+        for text in texts:
+            requirements.parse(text)
+    return tuple(texts)
 
 
 def _environment(value: object) -> dict[str, str | None]:

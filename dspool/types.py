@@ -1,6 +1,7 @@
 """The frozen structs that users see: verdicts, requests, reports, snapshots.
 
-Plain data without behaviour. Units are in the names: a time is seconds, a size bytes, unless the name says otherwise.
+Plain data; what behaviour there is only reads it. Units are in the names: a time is seconds, a size bytes, unless the
+name says otherwise.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Literal
 import msgspec
 
 Affinity = Literal["hint", "strict", "strict_fail_fast"]
+CheckStatus = Literal["ok", "warning", "failed"]
 HealthStatus = Literal["healthy", "degraded", "unhealthy"]
 WorkerState = Literal["starting", "idle", "busy", "draining", "stopping", "gone"]
 
@@ -244,3 +246,43 @@ class PoolHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Calls that ran and were not cancelled; failed: their program raised, their worker was lost, or they took too
     long."""
     last_exit: ExitReport | None = None
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was looked at in a pool's environment."""
+
+    name: str
+    """Which check; docs/reference/checks.md lists them."""
+    status: CheckStatus
+    reason: str
+    """What was found."""
+    advice: str = ""
+    """What to do about it; empty where nothing is to be done."""
+    subject: str = ""
+    """What of several it is about: a program, a module, a worker group; empty where there is one only."""
+    details: str = ""
+    """A traceback, stacks or output, where there is one."""
+
+
+class EnvironmentReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `check_environment` found."""
+
+    pool: str
+    checks: tuple[Check, ...]
+    skipped: tuple[str, ...] = ()
+    """Names of checks that could not be made, because one that they rest on failed, or that were not asked for."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed. Warnings are no failures."""
+        return not self.failed
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """What has to be put right."""
+        return tuple(check for check in self.checks if check.status == "failed")
+
+    @property
+    def warnings(self) -> tuple[Check, ...]:
+        """What is worth a look."""
+        return tuple(check for check in self.checks if check.status == "warning")

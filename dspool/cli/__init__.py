@@ -1,4 +1,4 @@
-"""The command line: `dspool run`, `dspool map`, `dspool demo`.
+"""The command line: `dspool run`, `dspool map`, `dspool doctor`, `dspool demo`.
 
 Each command is a thin layer over `dspool.Pool` and uses nothing that an application could not use. Rules:
 

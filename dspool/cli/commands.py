@@ -8,6 +8,7 @@ import sys
 import click
 
 from dspool.cli.demo import demo
+from dspool.cli.doctor import doctor
 from dspool.cli.exits import EXIT_CODES, ExitCode, exit_code_of, explain
 from dspool.cli.map import map_command
 from dspool.cli.run import run
@@ -48,7 +49,7 @@ def dspool() -> None:
     """Run DSPy programs in warm worker processes."""
 
 
-for _command in (run, map_command, demo):
+for _command in (run, map_command, doctor, demo):
     dspool.add_command(_command)
 
 

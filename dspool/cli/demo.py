@@ -36,7 +36,7 @@ makes.
 @click.option("--kill/--no-kill", default=True, help="Kill a worker half-way, or leave them all alone.")
 @click.option("--all", "show_all", is_flag=True, help="Show every answer in the table.")
 @click.option("--json", "as_json", is_flag=True, help="Print answers and stats as JSON, and nothing else, on stdout.")
-@pool_settings
+@pool_settings(check_key=True)
 def demo(count: int | None, kill: bool, show_all: bool, as_json: bool, settings: Settings) -> int:
     """Show the pool at work."""
     from dspool.cli import report

@@ -30,7 +30,7 @@ EXIT_CODES: dict[ExitCode, str] = {
     ExitCode.OK: "done",
     ExitCode.PROGRAM_FAILED: "the program or its LM failed, or could not be loaded; map: some rows failed so",
     ExitCode.USAGE: "wrong use: an option, an input or a file is not as it should be; nothing was run",
-    ExitCode.ENVIRONMENT: "no worker could be started, or something that is needed is not installed",
+    ExitCode.ENVIRONMENT: "no worker could be started, or what is needed is not there; doctor: a check failed",
     ExitCode.WORKER_LOST: "a worker was lost with the call in it, or the call's time was up; map: some rows failed so",
     ExitCode.INTERNAL: "an error in dspool itself; please report it with --traceback",
     ExitCode.INTERRUPTED: "interrupted with Ctrl-C",

@@ -15,18 +15,6 @@ from dspool.cli.inputs import parse_object, read_object
 
 OFFLINE = ("offline", "offline/extractive")
 
-# Providers that DSPy's own client serves and that take a key and nothing else. Of the others nothing is checked here.
-KEY_VARIABLES: dict[str, tuple[str, ...]] = {
-    "openai": ("OPENAI_API_KEY",),
-    "anthropic": ("ANTHROPIC_API_KEY",),
-    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-    "groq": ("GROQ_API_KEY",),
-    "openrouter": ("OPENROUTER_API_KEY",),
-    "deepseek": ("DEEPSEEK_API_KEY",),
-}
-_OWN_ACCESS = ("api_key", "api_base", "base_url")
-_BASE_VARIABLES = ("OPENAI_BASE_URL", "OPENAI_API_BASE")
-
 
 def read_lm(text: str | None) -> Any:
     """What --lm said.
@@ -39,7 +27,6 @@ def read_lm(text: str | None) -> Any:
 
     Raises:
         UsageError: it is none of these.
-        EnvironmentLacks: the provider's key is not in the environment.
     """
     if text is None:
         return None
@@ -56,27 +43,27 @@ def read_lm(text: str | None) -> Any:
             f"--lm {text}: a language model is written provider/model, as in openai/gpt-4o-mini, or @FILE with a JSON "
             'object of dspy.LM\'s arguments, "model" among them, or offline'
         )
-    check_key(model, lm if isinstance(lm, dict) else {})
     return lm
 
 
-def check_key(model: str, arguments: dict[str, Any]) -> None:
+def check_key(lm: Any) -> None:
     """Say that a key is missing before a worker is started for it.
+
+    Args:
+        lm: what read_lm gave.
 
     Raises:
         EnvironmentLacks: it names the variable.
     """
-    provider = model.partition("/")[0]
-    names = KEY_VARIABLES.get(provider, ())
-    if not names or any(name in arguments for name in _OWN_ACCESS):
+    if lm is None or lm == "offline":
         return
-    if provider == "openai" and any(os.environ.get(name) for name in _BASE_VARIABLES):
-        return
-    if not any(os.environ.get(name) for name in names):
-        raise EnvironmentLacks(
-            f"{model} needs an API key, and {' or '.join(names)} is not set; set it, or try --lm offline, which needs "
-            "none"
-        )
+    from dspool.protocol.lm_keys import missing_key
+    from dspool.protocol.messages import LMSpec
+
+    arguments = {"model": lm} if isinstance(lm, str) else dict(lm)
+    lacks = missing_key(LMSpec("", arguments.pop("model"), arguments), os.environ)
+    if lacks is not None:
+        raise EnvironmentLacks(f"{lacks.partition('. ')[0]}; set it, or try --lm offline, which needs none")
 
 
 def made(lm: Any) -> Any:

@@ -54,7 +54,7 @@ would meet (a program that can't be loaded, a key that is refused) ends the run.
 )
 @click.option("--usage", is_flag=True, help="Add the LM's token counts to each line.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-@pool_settings
+@pool_settings(check_key=True)
 def map_command(
     program: str,
     source: str,

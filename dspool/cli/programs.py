@@ -32,6 +32,11 @@ def check_program(program: str, lm: Any) -> None:
         raise click.UsageError(
             f"{program!r} is neither a signature (question -> answer) nor an import path (package.module:attribute)"
         )
+    import_from_current_folder()
+
+
+def import_from_current_folder() -> None:
+    """Make the current folder importable, as python -m does; workers get the same path."""
     folder = os.getcwd()
-    if folder not in sys.path:  # as python -m does; workers get the same path
+    if folder not in sys.path:
         sys.path.insert(0, folder)

@@ -35,7 +35,7 @@ An input is written KEY=VALUE:
     "--inputs", "source", metavar="FILE", help="A JSON object with inputs, '-' for stdin; KEY=VALUE wins over it."
 )
 @click.option("--usage", is_flag=True, help="Print the LM's token counts too: {'outputs': ..., 'usage': ...}.")
-@pool_settings
+@pool_settings(check_key=True)
 def run(program: str, words: tuple[str, ...], source: str | None, usage: bool, settings: Settings) -> None:
     """Run a program once."""
     inputs = read_inputs(words, source)

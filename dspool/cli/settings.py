@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dspool.cli.inputs import json_or_text
-from dspool.cli.lms import made, read_lm
+from dspool.cli.lms import check_key as check_lm_key, made, read_lm
 
 if TYPE_CHECKING:
-    from dspool import Pool
+    from dspool import Pool, PoolOptions
 
 TRACEBACK = "dspool.traceback"
 """Key in click's context: whether errors come with their traceback."""
@@ -60,7 +60,7 @@ class Settings:
     options: dict[str, Any] = field(default_factory=dict)
     verbose: int = 0
 
-    def with_defaults(self, *, workers: int, verbose: int, lm: Any = None) -> Settings:
+    def with_defaults(self, *, verbose: int, workers: Any = ..., lm: Any = None) -> Settings:
         """The same with a command's own defaults where nothing else was asked for."""
         return replace(
             self,
@@ -78,30 +78,46 @@ class Settings:
         Raises:
             OptionsError: an option is unknown or out of range.
         """
+        options = self.options_of_pool(**defaults)
+        from dspool import Pool
+
+        return Pool(options)
+
+    def options_of_pool(self, **defaults: Any) -> PoolOptions:
+        """The options of such a pool; logs are shown as asked from now on. See make_pool."""
         from dspool.cli.logs import show_logs
 
         show_logs(self.verbose)  # before the pool's modules ask for their loggers
-        from dspool import Pool
+        from dspool import PoolOptions
 
         given = {"workers": self.workers, "slots": self.slots, "timeout_s": self.timeout_s}
         chosen = {name: value for name, value in given.items() if value is not ...}
         if self.lm is not None:
             chosen["lm"] = made(self.lm)
-        return Pool(**{**defaults, **chosen, **self.options})
+        return PoolOptions.build(None, {**defaults, **chosen, **self.options})
 
 
-def pool_settings(command: Command) -> Command:
-    """Give a command the common options; it gets them as one argument, `settings`."""
+def pool_settings(*, check_key: bool) -> Callable[[Command], Command]:
+    """Give a command the common options; it gets them as one argument, `settings`.
 
-    @functools.wraps(command)
-    def with_settings(*args: Any, **kwargs: Any) -> Any:
-        click.get_current_context().meta[TRACEBACK] = kwargs.pop("traceback")
-        own = {entry.name: kwargs.pop(entry.name) for entry in fields(Settings)}
-        return command(*args, settings=Settings(**own), **kwargs)
+    Args:
+        check_key: whether the command is refused where the LM's key is known to be missing.
+    """
 
-    for option in reversed(_OPTIONS):
-        with_settings = option(with_settings)
-    return with_settings  # type: ignore[return-value]
+    def add(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_settings(*args: Any, **kwargs: Any) -> Any:
+            click.get_current_context().meta[TRACEBACK] = kwargs.pop("traceback")
+            own = {entry.name: kwargs.pop(entry.name) for entry in fields(Settings)}
+            if check_key:
+                check_lm_key(own["lm"])
+            return command(*args, settings=Settings(**own), **kwargs)
+
+        for option in reversed(_OPTIONS):
+            with_settings = option(with_settings)
+        return with_settings  # type: ignore[return-value]
+
+    return add
 
 
 _OPTIONS: list[Callable[[Any], Any]] = [

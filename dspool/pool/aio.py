@@ -284,9 +284,24 @@ class AsyncPool(PoolFront):
 
     # --- programs and fleet -----------------------------------------------------------------------------------------
 
-    async def create_program(self, program_id: str, definition: Any, *, replace: bool = False) -> None:
+    async def create_program(
+        self,
+        program_id: str,
+        definition: Any,
+        *,
+        replace: bool = False,
+        check: bool | None = None,
+        allow_pickle: bool = False,
+    ) -> None:
         """As Pool.create_program()."""
-        self._opened.programs.create(program_id, definition, replace=replace)
+        candidate, steps = self._prepare_create(
+            program_id, definition, replace=replace, check=check, allow_pickle=allow_pickle
+        )
+        try:
+            self._register(candidate, replace, None if steps is None else await self._drive(steps))
+        except BaseException:
+            self._discard(candidate)
+            raise
 
     async def list_programs(self) -> list[str]:
         """As Pool.list_programs()."""
@@ -294,7 +309,7 @@ class AsyncPool(PoolFront):
 
     async def program_info(self, program_id: str) -> dict[str, Any]:
         """As Pool.program_info()."""
-        return self._opened.programs.info(program_id)
+        return self._program_info(program_id)
 
     async def delete_program(self, program_id: str) -> None:
         """As Pool.delete_program()."""

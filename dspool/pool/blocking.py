@@ -392,34 +392,63 @@ class Pool(PoolFront):
 
     # --- programs -------------------------------------------------------------------------------------------------
 
-    def create_program(self, program_id: str, definition: Any, *, replace: bool = False) -> None:
+    def create_program(
+        self,
+        program_id: str,
+        definition: Any,
+        *,
+        replace: bool = False,
+        check: bool | None = None,
+        allow_pickle: bool = False,
+    ) -> None:
         """Register a program under a name that run() takes.
 
         Args:
             program_id: the name.
-            definition: any program form but a registered name.
-            replace: put it in the place of one that is there; running calls end with the old one.
+            definition: any program form but a registered name. A definition may have an "lm": "provider/model", a dict
+                of dspy.LM's arguments, or a dspy.LM; and a "state": what `program.save("....json")` wrote, as a dict or
+                a path.
+            replace: put it in the place of one that is there, in one step; running calls end with the old one.
+            check: whether a worker loads it before it is registered, as one call of the pool's. None: where only a
+                worker can know whether it can be loaded, as with tools, demos, or an import path.
+            allow_pickle: take a saved state that is a pickle. Its code runs in the workers.
 
         Raises:
-            ProgramExists: the name is taken.
-            EncodeError: the definition can't be sent.
+            ProgramExists: the name is taken. As after all of these, what has the name keeps it.
+            EncodeError: the definition is wrong, or can't be sent; the text says which part.
+            OptionsError: its lm can't be used.
+            ProgramError: a worker can't load it (code "load_error"); the text says why.
+            PoolError, WorkerError: no worker could be had to check it, or it died of it; as run().
         """
-        self._opened.programs.create(program_id, definition, replace=replace)
+        candidate, steps = self._prepare_create(
+            program_id, definition, replace=replace, check=check, allow_pickle=allow_pickle
+        )
+        try:
+            self._register(candidate, replace, None if steps is None else drive(self._driver, steps))
+        except BaseException:
+            self._discard(candidate)
+            raise
 
     def list_programs(self) -> list[str]:
         """The registered names."""
         return self._opened.programs.names()
 
     def program_info(self, program_id: str) -> dict[str, Any]:
-        """What is known of a registered program: program_id, id, kind, label, signature, bytes, created_at.
+        """What is known of a registered program, as plain data.
+
+        Returns:
+            program_id (the name), id (the program's own, which stats() and events have), kind (of a definition: its
+            program_type; else the form: signature, imported, pickled), label, signature (where it was given as one), lm
+            (the model of its own LM, or None), bytes, created_at, execution_count (calls that ran to an answer since it
+            was created or replaced), last_executed, quarantined, workers (ids of those that hold it warm).
 
         Raises:
             ProgramNotFound: there is none of that name.
         """
-        return self._opened.programs.info(program_id)
+        return self._program_info(program_id)
 
     def delete_program(self, program_id: str) -> None:
-        """Forget a registered program.
+        """Forget a registered program. Calls of it that run, or wait for a worker, go on.
 
         Raises:
             ProgramNotFound: there is none of that name.

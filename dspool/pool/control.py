@@ -7,9 +7,7 @@ coalesce.
 
 from __future__ import annotations
 
-import resource
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Coroutine
@@ -29,16 +27,16 @@ from dspool.pool.lease import settle
 from dspool.pool.lm_keys import LMKeys
 from dspool.pool.lm_specs import adapter_spec, lm_spec
 from dspool.pool.programs import ProgramStore
+from dspool.pool.starts import asked_of, boot_config, make_launcher
 from dspool.pool.steps import Steps
 from dspool.protocol.codec import MSGPACK
 from dspool.protocol.messages import HANDSHAKE_ID, BootConfig, LMSpec, NamedProgram, Request
 from dspool.protocol.secrets import Secrets
-from dspool.supervisor import boot, forked
+from dspool.supervisor import boot, environment, forked
 from dspool.supervisor.frame_log import FrameLog
-from dspool.supervisor.launch import Launcher, SpawnLauncher, descriptors_needed
+from dspool.supervisor.launch import Launcher
 from dspool.supervisor.starting import start, start_soon
 from dspool.supervisor.supervisor import Supervisor
-from dspool.supervisor.templates import TemplateLauncher, managers_sys_path
 
 Drive = Callable[[Steps[None]], Coroutine[Any, Any, None]]
 _EVENTS_CLOSE_S = 1.0
@@ -53,7 +51,7 @@ class ControlPlane:
     """
 
     def __init__(self, options: PoolOptions, launcher: Launcher | None = None) -> None:
-        check_descriptors(options)
+        self._findings = environment.at_open(asked_of(options), real=launcher is None)
         self.options = options
         self.serving = False
         """run() has made its first round."""
@@ -82,7 +80,7 @@ class ControlPlane:
         self._wake_in.setblocking(False)
         for sock in (self._wake_out, self._wake_in):
             forked.guard_socket(sock)
-        launcher = launcher or make_launcher(options)
+        launcher = launcher or make_launcher(options, secrets.mask)
         self.driver.start_method = launcher.start_method
         self.supervisor = Supervisor(
             options, launcher, self.driver, self._boot_config, frame_log=self.frame_log, secrets=secrets
@@ -119,6 +117,9 @@ class ControlPlane:
             async with anyio.create_task_group() as tasks:
                 await start(tasks, self.supervisor.run)
                 driver.tick()
+                for check in self._findings:
+                    fields = {"check": check.name, "status": check.status, "detail": check.reason}
+                    self.events.publish("pool.environment", fields | {"advice": check.advice})
                 while not self._finished():
                     self._perform(tasks, drive)
                     self.serving = True
@@ -223,46 +224,4 @@ class ControlPlane:
                 ) from None
 
     def _boot_config(self, worker_id: int, group: str) -> BootConfig:
-        options = self.options
-        preload = [*options.preload, *self.driver.core.groups[group].options.preload]
-        return BootConfig(
-            worker_id=worker_id,
-            pool=options.name,
-            sys_path=managers_sys_path(),
-            preload=preload,
-            warm=self._warm,
-            lm=self.lm,
-            adapter=self._adapter,
-            max_programs=options.max_programs,
-            max_frame_bytes=options.max_frame_bytes,
-        )
-
-
-def make_launcher(options: PoolOptions) -> Launcher:
-    """The start method that the options ask for.
-
-    A template imports DSPy where the pool has an LM or an adapter, or this process has imported it itself: else a pool
-    of plain functions would pay for what it never uses.
-    """
-    if options.start_method == "spawn":
-        return SpawnLauncher()
-
-    def needs_dspy() -> bool:
-        return options.lm is not None or options.adapter is not None or "dspy" in sys.modules
-
-    return TemplateLauncher(start_timeout_s=options.start_timeout_s, needs_dspy=needs_dspy)
-
-
-def check_descriptors(options: PoolOptions) -> None:
-    """Raise where this process may not hold what so many workers need.
-
-    Raises:
-        OptionsError: it may not; nothing was started.
-    """
-    workers = options.size + sum(group.overflow for group in options.groups)
-    needed, (limit, _) = descriptors_needed(workers, options.slots), resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit != resource.RLIM_INFINITY and needed > limit:
-        raise OptionsError(
-            f"pool {options.name!r} with {workers} workers of slots={options.slots} needs {needed:,} file descriptors,"
-            f" and this process may have {limit:,}. Raise RLIMIT_NOFILE (ulimit -n), or use fewer workers or slots"
-        )
+        return boot_config(self.options, worker_id, group, lm=self.lm, adapter=self._adapter, warm=self._warm)

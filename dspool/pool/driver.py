@@ -260,6 +260,16 @@ class Driver:
         health = self._look(lambda: pool_health(self.core, time.monotonic()))
         return health if self.broken is None else msgspec.structs.replace(health, status="unhealthy", ready=0)
 
+    def program_state(self, program_id: str) -> tuple[bool, list[int]]:
+        """Whether a program is in quarantine, and the workers that hold it warm."""
+        core = self.core
+        return self._look(
+            lambda: (
+                program_id in core.quarantine.held(),
+                [worker.worker_id for worker in core.workers.values() if program_id in worker.programs],
+            )
+        )
+
     def next_deadline(self) -> float:
         """When the core wants a Tick; infinity: not before something else happens."""
         deadline = self._look(self.core.next_deadline)

@@ -89,6 +89,11 @@ EVENTS: dict[str, EventKind] = {
     "pool.start_method": _kind(
         "warning", "start_method reason", "Workers are started in another way than the one that was asked for."
     ),
+    "pool.environment": _kind(
+        "warning",
+        "check status detail advice",
+        "Something around the pool may hurt it: a quick look at open() found it, once. `dspool doctor` looks closer.",
+    ),
     "template.lost": _kind(
         "warning",
         "pid how workers",

@@ -21,11 +21,12 @@ from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
 from dspool.pool.driver import Driver
 from dspool.pool.lm_specs import ambient_spec, lm_spec
+from dspool.pool.names import Candidate
 from dspool.pool.programs import Program
-from dspool.pool.results import program_error, result_of
+from dspool.pool.results import NOT_RUN, load_error, program_error, result_of
 from dspool.pool.steps import Steps
 from dspool.pool.streams import stream_args
-from dspool.protocol.messages import ErrorInfo, ExecuteArgs, Response, StreamArgs
+from dspool.protocol.messages import CreateArgs, ErrorInfo, ExecuteArgs, Response, StreamArgs
 from dspool.protocol.requests import encode_request
 from dspool.protocol.values import to_plain
 from dspool.supervisor.launch import Launcher
@@ -282,10 +283,54 @@ class PoolFront:
         Raises:
             ProgramError: the program failed.
         """
+        runs = program.runs
         if response.success:
+            if runs is not None:
+                runs.add()
             return result_of(program, response)
         info = response.error_info or ErrorInfo(code="program_error", message=response.error or "unknown error")
+        if runs is not None and info.code not in NOT_RUN:
+            runs.add()
         raise program_error(program, info, pool=self.name, worker_id=worker_id)
+
+    # --- programs -------------------------------------------------------------------------------------------------
+
+    def _prepare_create(
+        self, program_id: str, definition: Any, *, replace: bool, check: bool | None, allow_pickle: bool
+    ) -> tuple[Candidate, Steps[tuple[Response, int]] | None]:
+        """A program that is ready to be registered, and the way to have a worker load it first, where one must."""
+        control = self._opened
+        if check is not None and not isinstance(check, bool):
+            raise OptionsError(f"check must be True, False or None; it is {check!r:.80}")
+        candidate = control.programs.prepare(program_id, definition, replace=replace, allow_pickle=allow_pickle)
+        program = candidate.program
+        if not (program.unproven if check is None else check):
+            return candidate, None
+        now = time.monotonic()
+        deadline = now + self._timeout_s
+        args = CreateArgs(program.program_id, program.spec)
+        frame = encode_request("create_program", args, self.options.max_frame_bytes, deadline=deadline != c.INFINITY)
+        lease_id = next(control.driver.ids)
+        checkout = self._checkout(lease_id, now, deadline, program.program_id, None, None, "rebind", 0, None)
+        checkout.size_bytes = len(frame)
+        return candidate, path.call(control.driver, checkout, program, frame, deadline, idempotent=True)
+
+    def _register(self, candidate: Candidate, replace: bool, loaded: tuple[Response, int] | None) -> None:
+        if loaded is not None and not loaded[0].success:
+            response, worker_id = loaded
+            info = response.error_info or ErrorInfo(code="load_error", message=response.error or "unknown error")
+            raise load_error(candidate.program, info, pool=self.name, worker_id=worker_id)
+        self._opened.programs.register(candidate, replace=replace)
+
+    def _discard(self, candidate: Candidate) -> None:
+        if self._control is not None:  # the pool may have been closed meanwhile
+            self._control.programs.discard(candidate)
+
+    def _program_info(self, program_id: str) -> dict[str, Any]:
+        control = self._opened
+        info = control.programs.info(program_id)
+        quarantined, workers = control.driver.program_state(info["id"])
+        return info | {"quarantined": quarantined, "workers": workers}
 
     # --- orders that need no waiting --------------------------------------------------------------------------------
 

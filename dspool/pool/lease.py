@@ -238,10 +238,7 @@ def call(
                         if not end.never_ran:
                             raise
                         written = False
-                        verdict = Remove("it ended before it had read the call")
-                        now = time.monotonic()
-                        again = queue_deadline(driver.options, deadline, now) if now < deadline else deadline
-                        driver.step(c.CheckoutVerdict(lease_id, verdict, died=True, deadline=again))
+                        _move_on(driver, lease_id, deadline)
                         pipe.let_go()
                         pipe = None
             except (PipeEnded, ProtocolError, DeadlinePassed) as end:
@@ -275,6 +272,13 @@ def call(
                 pipe.let_go()
         tries_left -= 1
         checkout.lease_id, checkout.retry = next(driver.ids), True
+
+
+def _move_on(driver: Driver, lease_id: int, deadline: float) -> None:
+    """The worker had not read the call: it goes on to another, and waits anew, but not beyond its own deadline."""
+    now, verdict = time.monotonic(), Remove("it ended before it had read the call")
+    again = queue_deadline(driver.options, deadline, now) if now < deadline else deadline
+    driver.step(c.CheckoutVerdict(lease_id, verdict, died=True, deadline=again))
 
 
 def _ended(

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dspool.options import PoolOptions
+from dspool.protocol.lm_keys import missing_key
 from dspool.protocol.messages import LMSpec
 from dspool.protocol.secrets import Secrets
 from dspool.supervisor.launch import worker_environment
-from dspool.supervisor.lm_keys import missing_key
 
 MAX_SEEN = 1024
 """LMs that are remembered; from then on nothing is said of new ones. There may be one for each of many callers."""

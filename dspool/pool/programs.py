@@ -16,6 +16,7 @@ Rules:
     3. Objects are remembered weakly, callables strongly, and the least recently used are forgotten beyond MAX_PROGRAMS
        programs or MAX_BYTES bytes.
     4. What is known already is found without a lock; everything else happens under one.
+    5. A name that is given to another program, or deleted, leaves nothing behind. Calls under way hold what they need.
 
 dspy is looked up in sys.modules and never imported: a DSPy object can only exist where it is loaded. Knows no workers.
 """
@@ -32,26 +33,25 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, NamedTuple, NoReturn
 
-import msgspec
-
-from dspool.errors import EncodeError, ProgramExists, ProgramNotFound
+from dspool.errors import EncodeError, ProgramNotFound
 from dspool.options import PoolOptions
+from dspool.pool import defined
 from dspool.pool.forms import callable_name, module_label, modules_in, output_fields, unreadable
 from dspool.pool.identity import digest, loaded_dspy
 from dspool.pool.lm_specs import culprit, is_lm, lm_spec, pickled, stable_digest
+from dspool.pool.names import Candidate, Names, Registered
+from dspool.pool.program import Program as Program
 from dspool.pool.watch import Watch
+from dspool.protocol.definitions import IMPORT_PATH, DefinitionError
 from dspool.protocol.frames import HEADER_BYTES, MAX_LENGTH
 from dspool.protocol.messages import (
     CreateArgs,
-    DefinedProgram,
     ImportedProgram,
     LMSpec,
     PickledProgram,
-    ProgramSpec,
     SignatureProgram,
 )
 from dspool.protocol.requests import encode_request
-from dspool.protocol.values import to_plain
 from dspool.signals import let_through
 
 MAX_PROGRAMS = 1024
@@ -63,56 +63,16 @@ MAX_NAME_CHARS = 256
 _KEYS = frozenset({str, types.FunctionType, types.BuiltinFunctionType, types.MethodType})
 """Types whose equality is identity or text. Methods are made anew at each access, and are equal."""
 _ATTEMPTS = 3
-_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _FORMS = (
     "a dspy.Module, a dspy.Signature, a signature string, a definition, a registered name, "
     '"package.module:attribute", or a callable'
 )
 
 
-class Program:
-    """One distinct definition.
-
-    Attributes:
-        program_id: the same for equal definitions, e.g. "ChainOfThought-3f2a9c..."; "callable:app.main.shout#3".
-        label: what logs and errors call it; the registered name where it was asked for by name.
-        spec: what a worker is sent.
-        is_dspy: whether it gives a dspy.Prediction; None where only the worker, which imports it, can know.
-        fields: output field -> annotation, as far as known; None until it is first needed.
-    """
-
-    __slots__ = ("fields", "is_dspy", "label", "program_id", "spec", "touched")
-
-    def __init__(
-        self, program_id: str, label: str, spec: ProgramSpec, is_dspy: bool | None, fields: dict[str, Any] | None = None
-    ) -> None:
-        self.program_id = program_id
-        self.label = label
-        self.spec = spec
-        self.is_dspy = is_dspy
-        self.fields = fields
-        self.touched = True
-        """Used since it was last considered for eviction."""
-
-    def __repr__(self) -> str:
-        return f"<Program {self.label} ({self.program_id})>"
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of its pickle; 0 for what is sent as text."""
-        return len(self.spec.data) if isinstance(self.spec, PickledProgram) else 0
-
-
 class _Remembered(NamedTuple):
     ref: Callable[[], Any]
     watch: Watch
     program: Program
-
-
-class _Registered(NamedTuple):
-    definition: Any
-    program: Program
-    created_at: datetime
 
 
 class ProgramStore:
@@ -128,7 +88,7 @@ class ProgramStore:
         self._on_lm = on_lm
         self._max_bytes = options.max_frame_bytes
         self._lock = threading.RLock()
-        self._names: dict[str, _Registered] = {}
+        self._names = Names(options.name)
         self._programs: dict[str, Program] = {}
         self._keyed: dict[Any, Program] = {}
         self._objects: dict[int, _Remembered] = {}
@@ -155,26 +115,44 @@ class ProgramStore:
             return self._learn(program)
 
     def create(self, program_id: str, definition: Any, *, replace: bool = False) -> Program:
-        """Register a program, as it is now, under a name that resolve() takes.
+        """prepare() and register() in one."""
+        return self.register(self.prepare(program_id, definition, replace=replace), replace=replace)
+
+    def prepare(
+        self, program_id: str, definition: Any, *, replace: bool = False, allow_pickle: bool = False
+    ) -> Candidate:
+        """Look at a program, as it is now, for a name that resolve() will take. Nothing is registered yet.
 
         Args:
             program_id: the name, 1 to 256 characters.
-            definition: any program form.
-            replace: put it in the place of what has that name.
+            definition, replace, allow_pickle: as Pool.create_program().
 
         Raises:
             ProgramExists: the name is taken.
-            EncodeError, ProgramNotFound: as resolve(). Nothing is registered.
+            PoolError: there are too many names.
+            EncodeError, ProgramNotFound, OptionsError: as resolve().
         """
         if not isinstance(program_id, str) or not 0 < len(program_id) <= MAX_NAME_CHARS:
             self._refuse(f"a program's name is a string of 1 to {MAX_NAME_CHARS} characters, not {program_id!r:.80}")
         with self._lock:
-            if program_id in self._names and not replace:
-                raise ProgramExists(
-                    f"pool {self._pool!r} has a program named {program_id!r} already; pass replace=True to put another "
-                    f"in its place"
-                )
-            return self._register(program_id, definition, datetime.now(UTC))
+            self._names.check(program_id, replace=replace)
+            return self._candidate(program_id, definition, allow_pickle)
+
+    def register(self, candidate: Candidate, *, replace: bool = False) -> Program:
+        """Give a program its name, in one step: a call finds the old one or the new one.
+
+        Raises:
+            ProgramExists, PoolError: as prepare(); another thread was faster.
+        """
+        with self._lock:
+            self._names.check(candidate.name, replace=replace)
+            return self._register(candidate, datetime.now(UTC))
+
+    def discard(self, candidate: Candidate) -> None:
+        """Forget a candidate that is not registered after all."""
+        with self._lock:
+            if not self._names.has_program(candidate.program.program_id):
+                self._forget(candidate.program.program_id)
 
     def knows(self, program_id: str) -> bool:
         """Whether it is the id of a program that this pool was given, and hasn't forgotten for others."""
@@ -185,11 +163,7 @@ class ProgramStore:
         return list(self._names)
 
     def info(self, program_id: str) -> dict[str, Any]:
-        """What is known of a registered program, as plain data.
-
-        Returns:
-            program_id (the name), id (the program's own), kind, label, signature (where it was given as one, else
-            None), bytes, created_at (ISO 8601).
+        """What is known of a registered program, as plain data; all but quarantine and workers of Pool.program_info().
 
         Raises:
             ProgramNotFound: there is none of that name.
@@ -197,21 +171,7 @@ class ProgramStore:
         registered = self._names.get(program_id)
         if registered is None:
             self._not_found(program_id)
-        program, signature = registered.program, None
-        match program.spec:
-            case SignatureProgram(signature=text):
-                signature = text
-            case DefinedProgram(definition=definition):
-                signature = definition["signature"]
-        return {
-            "program_id": program_id,
-            "id": program.program_id,
-            "kind": str(type(program.spec).__struct_config__.tag),
-            "label": program.label,
-            "signature": signature,
-            "bytes": program.size_bytes,
-            "created_at": registered.created_at.isoformat(),
-        }
+        return registered.info()
 
     def delete(self, program_id: str) -> Program:
         """Forget a registered name. Calls under way are not concerned.
@@ -220,11 +180,13 @@ class ProgramStore:
             ProgramNotFound: there is none of that name.
         """
         with self._lock:
-            registered = self._names.pop(program_id, None)
-            if registered is None:
+            found = self._names.pop(program_id)
+            if found is None:
                 self._not_found(program_id)
             self._keyed.pop(program_id, None)
-            return registered.program
+            program, orphan = found
+            self._forget(orphan)
+            return program
 
     def refresh(self, program: Any) -> None:
         """Look at a program again at its next use, or, for a registered name, at its definition now."""
@@ -235,17 +197,32 @@ class ProgramStore:
             self._keyed.pop(program, None)
             registered = self._names.get(program) if isinstance(program, str) else None
             if registered is not None:
-                self.refresh(registered.definition)
-                self._register(program, registered.definition, registered.created_at)
+                _, definition, old, allow_pickle = registered.candidate
+                self.refresh(definition)
+                again = self._candidate(program, definition, allow_pickle)
+                again.program.runs = old.runs
+                self._register(again, registered.created_at)
 
     # Under the lock.
 
-    def _register(self, name: str, definition: Any, created_at: datetime) -> Program:
-        found = self.resolve(definition)
-        program = Program(found.program_id, name, found.spec, found.is_dspy, found.fields)
-        self._names[name] = _Registered(definition, program, created_at)
-        self._keyed[name] = program
-        return program
+    def _candidate(self, name: str, definition: Any, allow_pickle: bool) -> Candidate:
+        if isinstance(definition, Mapping):
+            found = self._definition(definition, allow_pickle=allow_pickle)
+        else:
+            found = self.resolve(definition)
+        return Candidate(name, definition, found.named(name), allow_pickle)
+
+    def _register(self, candidate: Candidate, created_at: datetime) -> Program:
+        orphan = self._names.put(Registered(candidate, created_at))
+        self._keyed[candidate.name] = candidate.program
+        self._forget(orphan)
+        return candidate.program
+
+    def _forget(self, program_id: str | None) -> None:
+        """Let go of a program that no name stands for. Who runs it all the same has it looked at again."""
+        program = self._programs.pop(program_id, None) if program_id is not None else None
+        if program is not None:
+            self._forget_keys(program)
 
     def _learn(self, program: Any) -> Program:
         if isinstance(program, str):
@@ -268,31 +245,30 @@ class ProgramStore:
     def _text(self, text: str) -> Program:
         registered = self._names.get(text)
         if registered is not None:
-            program = registered.program
+            program = registered.candidate.program
         elif "->" in text:
             if reason := unreadable(text):
                 self._refuse(f"the signature {text!r:.200} can't be read: {reason}")
             program_id = f"Predict-{blake2b(text.strip().encode(), digest_size=16).hexdigest()}"
             program = self._kept(Program(program_id, f"{text.strip():.100}", SignatureProgram(text.strip()), True))
-        elif _IMPORT_PATH.fullmatch(text):
+        elif IMPORT_PATH.fullmatch(text):
             if text.startswith("__main__:"):
                 self._refuse(f"{text!r} is in the script itself, which a worker does not import; pass the object")
-            program = self._kept(Program(f"import:{text}", text, ImportedProgram(text), None))
+            program = self._kept(Program(f"import:{text}", text, ImportedProgram(text), None, unproven=True))
         else:
             self._not_found(text)
         self._keyed[text] = program
         return program
 
-    def _definition(self, definition: Mapping[str, Any]) -> Program:
-        own = {name: part for name, part in definition.items() if name not in ("id", "program_id", "session_id")}
-        signature = own.get("signature")
-        if not isinstance(signature, Mapping):
-            self._refuse('a definition is a dict with "signature": {"inputs": [{"name": ...}], "outputs": [...]}')
-        plain = to_plain(own, "definition")
-        kind = str(own.get("program_type", "predict"))
-        name = str(signature.get("name") or kind)
-        key = blake2b(msgspec.msgpack.encode(plain, order="deterministic"), digest_size=16).hexdigest()
-        return self._kept(Program(f"{_prefix(name)}-{key}", f"{name:.100}", DefinedProgram(plain), True))
+    def _definition(self, definition: Mapping[str, Any], *, allow_pickle: bool = False) -> Program:
+        try:
+            found = defined.read(definition, allow_pickle=allow_pickle)
+        except (DefinitionError, EncodeError) as error:
+            self._refuse(str(error))
+        if found.spec.lm is not None:
+            self._on_lm(found.spec.lm)
+        program_id = f"{_prefix(found.name)}-{found.digest}"
+        return self._kept(Program(program_id, f"{found.name:.100}", found.spec, True, unproven=found.unproven))
 
     def _signature_class(self, signature: Any) -> Program:
         if not signature.output_fields:
@@ -384,6 +360,7 @@ class ProgramStore:
                 f"the program {program.label:.100} makes a message of {len(frame) - HEADER_BYTES:,} bytes, more than "
                 f"max_frame_bytes={self._max_bytes:,}; raise that, or let the program load its data itself"
             )
+        program.size_bytes = len(frame) - HEADER_BYTES
 
     def _evict(self) -> None:
         programs, size = self._programs, sum(program.size_bytes for program in self._programs.values())
@@ -395,10 +372,13 @@ class ProgramStore:
                 programs[oldest.program_id] = oldest
                 continue
             size -= oldest.size_bytes
-            for key in [key for key, program in self._keyed.items() if program is oldest]:
-                del self._keyed[key]
-            for number in [number for number, entry in list(self._objects.items()) if entry.program is oldest]:
-                self._objects.pop(number, None)
+            self._forget_keys(oldest)
+
+    def _forget_keys(self, program: Program) -> None:
+        for key in [key for key, known in self._keyed.items() if known is program]:
+            del self._keyed[key]
+        for number in [number for number, entry in list(self._objects.items()) if entry.program is program]:
+            self._objects.pop(number, None)
 
     def _remember(self, thing: Any, watch: Watch, program: Program, *, strongly: bool = False) -> None:
         key = id(thing)

@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,15 @@ from dspool.errors import ProgramError
 from dspool.pool.forms import modules_in, output_fields
 from dspool.pool.identity import loaded_dspy
 from dspool.pool.programs import Program
-from dspool.protocol.messages import ErrorInfo, ImportedProgram, Response, SignatureProgram
+from dspool.protocol.annotations import annotation
+from dspool.protocol.definitions import parse, parse_type
+from dspool.protocol.messages import DefinedProgram, ErrorInfo, ImportedProgram, Response, SignatureProgram
 from dspool.protocol.values import revive
 from dspool.signals import let_through
+
+_making = threading.Lock()
+NOT_RUN = frozenset({"invalid_args", "load_error", "program_missing", "unknown_command"})
+"""Codes of errors that were found before the program was called."""
 
 
 def result_of(program: Program, response: Response) -> Any:
@@ -57,6 +64,10 @@ def _fields_of(program: Program) -> dict[str, Any]:
     match program.spec:
         case SignatureProgram(signature=text):
             program.fields = _fields_of_text(text)
+        case DefinedProgram(definition=definition):
+            with _making:  # two callers at once get one and the same class
+                if program.fields is None:
+                    program.fields = _fields_of_definition(definition)
         case ImportedProgram(path=path):
             target = _imported(path)
             if target is None:
@@ -65,6 +76,14 @@ def _fields_of(program: Program) -> dict[str, Any]:
         case _:
             program.fields = {}
     return program.fields
+
+
+def _fields_of_definition(definition: dict[str, Any]) -> dict[str, Any]:
+    """The worker made its own models of the same schemas; the caller gets instances of these."""
+    import dspy  # noqa: F401  what makes types of a definition's looks it up
+
+    outputs = parse(definition, allow_imports=True).signature.outputs
+    return {field.name: annotation(parse_type(field.type, field.name)) for field in outputs}
 
 
 def _fields_of_text(text: str) -> dict[str, Any]:
@@ -177,6 +196,16 @@ def _parse_error(info: ErrorInfo) -> str:
 
 def _load_error(info: ErrorInfo) -> str:
     return f"can't be loaded in the worker, and was not run: {_cause(info)}"
+
+
+def load_error(program: Program, info: ErrorInfo, *, pool: str, worker_id: int) -> ProgramError:
+    """The error of a program that a worker could not load when it was to be registered."""
+    error = program_error(program, info, pool=pool, worker_id=worker_id)
+    error.args = (
+        f"pool {pool!r}: the program {program.label} was not registered, since worker {worker_id} can't load it: "
+        f"{_cause(info)}",
+    )
+    return error
 
 
 def _encode_error(info: ErrorInfo) -> str:

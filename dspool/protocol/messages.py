@@ -190,9 +190,11 @@ class ImportedProgram(msgspec.Struct, tag="imported", omit_defaults=True):
 
 
 class DefinedProgram(msgspec.Struct, tag="defined", omit_defaults=True):
-    """A definition as the original bridge's create_program takes it."""
+    """A definition as the original bridge's create_program takes it; its LM and a pickled state stand beside it."""
 
     definition: dict[str, Any]
+    lm: LMSpec | None = None
+    state: bytes | None = None
 
 
 ProgramSpec = PickledProgram | SignatureProgram | ImportedProgram | DefinedProgram
@@ -218,6 +220,8 @@ class BootConfig(msgspec.Struct, omit_defaults=True):
     """Name of a DSPy adapter as str, or an Adapter cloudpickled as bytes. Any, since msgspec reads no `str | bytes`."""
     max_programs: int = 64
     max_frame_bytes: int = 64 * 2**20
+    required_packages: list[str] = []
+    """What has to be installed there; empty where the manager has looked already, as it runs the same interpreter."""
 
 
 class StreamArgs(msgspec.Struct, omit_defaults=True, frozen=True):

@@ -219,9 +219,11 @@ def _plain_record(names: Iterable[str]) -> Converter:
 
 
 def _plain_model(kind: Any) -> Converter:
-    """For a pydantic model: its fields, but by its own serializers where it has some."""
+    """For a pydantic model: its fields, but by its own serializers and aliases where it says so."""
     if kind.__pydantic_root_model__:
         return lambda model, depth: _plain(model.root, depth)
+    if kind.model_config.get("serialize_by_alias"):
+        return lambda model, depth: _plain(model.model_dump(round_trip=True, warnings=False, by_alias=True), depth)
     if kind.__pydantic_decorators__.model_serializers:
         return lambda model, depth: _plain(model.model_dump(round_trip=True, warnings=False), depth)
     names = frozenset(name for name, field in kind.model_fields.items() if not field.exclude)

@@ -175,7 +175,7 @@ def start_process(
         start_new_session=True,
     )
     try:
-        _arm_lifeline(theirs.lifeline, popen.pid)
+        arm_lifeline(theirs.lifeline, popen.pid)
         child = SpawnedChild(popen.pid, ours, start_method=start_method)
     except BaseException:
         popen.kill()
@@ -186,7 +186,7 @@ def start_process(
     return child
 
 
-def _arm_lifeline(lifeline: int, group: int) -> None:
+def arm_lifeline(lifeline: int, group: int) -> None:
     """Have the end of a lifeline kill the new process's group at once, and not only when its interpreter is up.
 
     A descriptor's signal belongs to what it refers to, which the process's copy shares. The process does the same for

@@ -55,6 +55,8 @@ from dspool.types import ExitReason
 
 DEATH_WAIT_S = 0.02
 DUMP_WAIT_S, DUMP_QUIET_MS = 0.010, 3
+BOOT_DUMP_WAIT_S = 0.2
+"""The same for a worker that was never ready: no call's deadline is kept waiting for it."""
 LIFELINE_WAIT_S = 1.0
 """After this a worker whose lifeline was cut gets a SIGKILL besides: it left its group, or disarmed the lifeline."""
 BOOT_EXIT_WAIT_S = 0.5
@@ -338,7 +340,7 @@ class WorkerProcess:
         """Ask for the stacks, wait until they stop growing, kill."""
         if self._rss is not None:
             self._rss.sample()  # of a spawned worker nobody may know it afterwards: see child.py
-        give_up_at = time.monotonic() + DUMP_WAIT_S
+        give_up_at = time.monotonic() + self._dump_wait_s
         self._dump_asked_at = size = self._handle.dump_size()
         self._handle.send_signal(DUMP_SIGNAL)
         quiet = 0
@@ -347,6 +349,10 @@ class WorkerProcess:
             last, size = size, self._handle.dump_size()
             quiet = quiet + 1 if self._dump_asked_at < last == size else 0
         self._cut()
+
+    @property
+    def _dump_wait_s(self) -> float:
+        return BOOT_DUMP_WAIT_S if self.ready_at is None else DUMP_WAIT_S
 
     def _cut(self, order: tuple[ExitReason, str] | None = None) -> None:
         """Kill it now, for that reason, and make sure. One that is being launched is killed by _attend()."""
@@ -405,9 +411,9 @@ class WorkerProcess:
                 ending.failure = boot.judge(self._handshake.response, self._options.executable)
             ending.stack_dump = dump = self._handle.read_dump()
             if self._dump_asked_at is not None and self._handle.dump_size() == self._dump_asked_at:
-                ending.missing = f"no stack dump: none was written within {DUMP_WAIT_S * 1000:.0f} ms"
+                ending.missing = f"no stack dump: none was written within {self._dump_wait_s * 1000:.0f} ms"
             elif self._dump_asked_at is not None and not dump.endswith("\n"):
-                ending.missing = f"part of a stack dump: no more was written within {DUMP_WAIT_S * 1000:.0f} ms"
+                ending.missing = f"part of a stack dump: no more was written within {self._dump_wait_s * 1000:.0f} ms"
             ending.output_tail = self._output.tail()
             if dead:
                 ending.status = self._handle.launched.reap()

@@ -52,9 +52,9 @@ class OomCounter:
     """
 
     def __init__(self, files: Sequence[Path] | None = None, limit_bytes: int | None = None) -> None:
-        candidates = _files("memory.events", "memory.oom_control") if files is None else files
+        candidates = cgroup_files("memory", "memory.events", "memory.oom_control") if files is None else files
         self._file = next((path for path in candidates if _count(path) is not None), None)
-        self._limit_bytes = _limit() if limit_bytes is None else limit_bytes
+        self._limit_bytes = memory_limit() if limit_bytes is None else limit_bytes
         self._explained = self._read()
 
     def count(self) -> int | None:
@@ -87,18 +87,42 @@ def _count(path: Path) -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
-def _limit() -> int:
+def memory_limit() -> int:
     """How much memory this process and its workers may have: the machine's, or what a cgroup allows."""
-    found = [int(psutil.virtual_memory().total)]
-    for path in _files("memory.max", "memory.limit_in_bytes"):
+    limits = _numbers(cgroup_files("memory", "memory.max", "memory.limit_in_bytes"))
+    return min([int(psutil.virtual_memory().total), *limits.values()])
+
+
+def memory_left() -> int:
+    """How much of it nobody has now."""
+    left = cgroup_left("memory", ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+    return min(int(psutil.virtual_memory().available), 2**63 if left is None else left)
+
+
+def cgroup_left(controller: str, v2: tuple[str, str], v1: tuple[str, str]) -> int | None:
+    """What is left of a limit of this cgroup, the tightest where there are several; None where there is no limit.
+
+    Args:
+        controller: the controller's name.
+        v2: names of the files with the limit and with what is used.
+        v1: the same in the older version.
+    """
+    limits, used = (_numbers(cgroup_files(controller, *names)) for names in zip(v2, v1, strict=True))
+    return min((max(0, limit - used[folder]) for folder, limit in limits.items() if folder in used), default=None)
+
+
+def _numbers(files: Sequence[Path]) -> dict[Path, int]:
+    """Folder -> the number in its file, where it can be read and isn't "max", no limit."""
+    found: dict[Path, int] = {}
+    for path in files:
         try:
-            found.append(int(path.read_text()))
-        except (OSError, ValueError):  # "max": no limit here
+            found[path.parent] = int(path.read_text())
+        except (OSError, ValueError):
             continue
-    return min(found)
+    return found
 
 
-def _files(name: str, name_in_v1: str) -> list[Path]:
+def cgroup_files(controller: str, name: str, name_in_v1: str) -> list[Path]:
     """Where a figure of this cgroup may be: v2 and v1, by the full path and as seen from inside a container."""
     root = Path("/sys/fs/cgroup")
     try:
@@ -110,7 +134,7 @@ def _files(name: str, name_in_v1: str) -> list[Path]:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             paths += [root / path.lstrip("/") / name, root / name]
-        elif "memory" in controllers.split(","):
-            base = root / "memory"
+        elif controller in controllers.split(","):
+            base = root / controller
             paths += [base / path.lstrip("/") / name_in_v1, base / name_in_v1]
     return paths

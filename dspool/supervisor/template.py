@@ -95,6 +95,7 @@ class Template:
         command: the interpreter's arguments, before those that name the file descriptors.
         start_timeout_s: how long it has to be ready.
         listener: is told which workers are due when it dies.
+        mask: takes keys out of what it writes.
 
     Attributes:
         settled: set when it is ready, or has failed.
@@ -112,6 +113,7 @@ class Template:
         command: tuple[str, ...],
         start_timeout_s: float,
         listener: Listener,
+        mask: Callable[[str], str] = str,
     ) -> None:
         self.settled = anyio.Event()
         self.failure: BootFailure | None = None
@@ -124,6 +126,7 @@ class Template:
         self._start_timeout_s = start_timeout_s
         self._created_at = time.monotonic()
         self._listener = listener
+        self._mask = mask
         self._phase = Phase.STARTING
         self._expected = False
         self._retired = False
@@ -200,7 +203,7 @@ class Template:
             child = start_process(request.python, self._command, ours, theirs, env, "template")
         self._handle, self._control = ProcessHandle(child), child.control
         self._log = self._log.bind(template_pid=child.pid)
-        self._output = WorkerOutput(child.output_fds, {"pool": request.pool, "template_pid": child.pid})
+        self._output = WorkerOutput(child.output_fds, {"pool": request.pool, "template_pid": child.pid}, self._mask)
 
     async def _attend(self) -> None:
         assert self._handle is not None

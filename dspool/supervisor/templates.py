@@ -66,6 +66,7 @@ class TemplateLauncher(Launcher):
         start_timeout_s: how long a worker may take to be ready, its template included.
         needs_dspy: whether templates import DSPy; asked as each is started.
         command: the template's interpreter's arguments, before those that name the file descriptors.
+        mask: takes keys out of what templates write.
     """
 
     start_method: str = "template"
@@ -76,10 +77,12 @@ class TemplateLauncher(Launcher):
         start_timeout_s: float = 60.0,
         needs_dspy: Callable[[], bool] = lambda: "dspy" in sys.modules,
         command: tuple[str, ...] = TEMPLATE_COMMAND,
+        mask: Callable[[str], str] = str,
     ) -> None:
         self._start_timeout_s = start_timeout_s
         self._needs_dspy = needs_dspy
         self._command = command
+        self._mask = mask
         self._spawn = SpawnLauncher()
         self._kinds: dict[object, _Kind] = {}
         self._templates: set[Template] = set()
@@ -178,6 +181,7 @@ class TemplateLauncher(Launcher):
             command=self._command,
             start_timeout_s=self._start_timeout_s,
             listener=self._listener,
+            mask=self._mask,
         )
         start_soon(self._tasks, self._live, template)
         return template

@@ -130,6 +130,8 @@ class Worker:
         if config.lm is not None:
             self._secrets.add_lm(config.lm)
         set_sys_path(config.sys_path)
+        if config.required_packages:
+            check_packages(config.required_packages)
         for module in config.preload:
             importlib.import_module(module)
         loader = Loader(config, self._secrets, self._main_thread)
@@ -245,6 +247,18 @@ def read_config(args: dict[str, Any]) -> BootConfig:
     if not isinstance(config.adapter, str | bytes | None):
         raise BootError(f"the handshake's adapter is a {type(config.adapter).__name__}")
     return config
+
+
+def check_packages(required: Sequence[str]) -> None:
+    """Raise where a required package is not installed here, or has another version.
+
+    Raises:
+        BootError: it names each.
+    """
+    from dspool import requirements
+
+    if lacking := requirements.lacking(required, requirements.installed(required)):
+        raise BootError(f"required packages: {'; '.join(lacking)} (in {sys.executable})")
 
 
 def set_sys_path(wanted: Sequence[str]) -> None:

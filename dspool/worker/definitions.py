@@ -1,152 +1,170 @@
-"""A program as plain data: what create_program of the original bridge takes.
-
-    {"signature": {"name"?, "description"?, "inputs": [{"name", "type"?, "description"?}, ...], "outputs": [...]},
-     "program_type"?: "predict" | "chain_of_thought", "instructions"?}
+"""A definition -> a DSPy module. What a definition is, and what is wrong with one, `dspool.protocol.definitions` says.
 
 Rules:
-    1. A definition may come from anywhere, so its types come from an allow-list. DSPy itself resolves a type's name by
-       importing modules.
-    2. Names that DSPy would drop or trip over are refused by name.
-    3. Unknown keys are ignored.
-
-Parsing is pure and needs no DSPy; `build` does.
+    1. `build` is given what `parse` gave. What only this process can know is found out here, and said with the part of
+       the definition that it concerns: an import path that leads nowhere, a demo that doesn't fit its types, a saved
+       state of another program.
+    2. A module is shared by all calls for as long as the worker lives, so that none may leave anything behind in it.
 """
 
 from __future__ import annotations
 
-import ast
-import keyword
-from typing import Any, Literal, Optional
+import copy
+import functools
+import logging
+from collections.abc import Mapping
+from typing import Any
 
-import msgspec
+from dspool.protocol.annotations import annotation, base_and_limits, refusals
+from dspool.protocol.definitions import (
+    Definition as Definition,
+    DefinitionError as DefinitionError,
+    FieldDefinition,
+    check_names as check_names,
+    parse as parse,
+    parse_type as parse_type,
+)
+from dspool.worker.import_paths import import_attribute
+from dspool.worker.inputs import taken
+from dspool.worker.saved_state import load_state
 
-MAX_TYPE_CHARS = 500
-_TYPES: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
-_ALLOWED = "str, int, float, bool, list[...], dict[str, ...], Literal[...], Optional[...]"
-
-_NO_FIELD_NAMES = frozenset({"signature", "fields", "instructions", "input_fields", "output_fields", "model_config"})
-"""They are parts of a signature's class."""
-RESERVED_INPUTS = _NO_FIELD_NAMES | {"lm", "config", "demos", "new_signature"}
-"""dspy.Predict takes these for itself; a field of that name would never arrive."""
-
-
-class DefinitionError(ValueError):
-    """A definition that no program can be made from."""
-
-
-class FieldDefinition(msgspec.Struct, frozen=True):
-    """An input or output."""
-
-    name: str
-    type: str = "str"
-    description: str | None = None
+_log = logging.getLogger("dspool.worker")
 
 
-class SignatureDefinition(msgspec.Struct, frozen=True):
-    """Inputs and outputs, in the order in which they are shown to the LM."""
+def build(definition: Definition, state: Mapping[str, Any] | None = None) -> Any:
+    """The definition as a DSPy module. Imports dspy.
 
-    inputs: list[FieldDefinition] = []
-    outputs: list[FieldDefinition] = []
-    name: str | None = None
-    description: str | None = None
-
-
-class Definition(msgspec.Struct, frozen=True):
-    """A whole definition."""
-
-    signature: SignatureDefinition
-    program_type: Literal["predict", "chain_of_thought"] = "predict"
-    instructions: str | None = None
-
-
-def parse(data: dict[str, Any]) -> Definition:
-    """A definition that has been checked.
+    Args:
+        definition: from parse().
+        state: a saved state in place of the definition's own, for one that is no plain data.
 
     Raises:
-        DefinitionError: it says which part is wrong.
+        DefinitionError: a part of it can't be made.
+        ImportError: something that it names by import path isn't there.
+        Exception: what a program that it names raises when it is made.
     """
-    try:
-        definition = msgspec.convert(data, Definition)
-    except msgspec.ValidationError as error:
-        raise DefinitionError(f"the definition is not valid: {error}") from None
-    signature = definition.signature
-    if not signature.outputs:
-        raise DefinitionError("the definition has no outputs; signature.outputs needs at least one field")
-    check_names([field.name for field in signature.inputs], [field.name for field in signature.outputs])
-    for field in signature.inputs + signature.outputs:
-        parse_type(field.type)
-    return definition
+    import dspy
+
+    for sentence in definition.misspelt:
+        _log.warning("%s", sentence)
+    module: Any
+    predictor: Any = None
+    match definition.base:
+        case "program":
+            module = _program(definition)
+        case "react":
+            tools = [dspy.Tool(_imported(path, "tool")) for path in definition.tools]
+            _check_tool_names(definition.tools, [str(tool.name) for tool in tools])
+            module = dspy.ReAct(_signature(definition), tools=tools, max_iters=definition.max_iters)
+        case "chain_of_thought":
+            module = dspy.ChainOfThought(_signature(definition))
+            predictor = module.predict
+        case _:
+            module = predictor = dspy.Predict(_signature(definition))
+    if predictor is not None:
+        predictor.config = dict(definition.config)
+        predictor.demos = _demos(definition, predictor.signature)
+    if definition.program_type == "best_of_n":
+        reward = _imported(definition.reward, "reward")
+        module = _best_of_n()(module=module, N=definition.n, reward_fn=reward, threshold=definition.threshold)
+    state = definition.state if state is None else state
+    if state is not None:
+        load_state(module, state)
+    return module
 
 
-def check_names(inputs: list[str], outputs: list[str]) -> None:
-    """Refuse field names that DSPy can't handle.
-
-    Raises:
-        DefinitionError: it names the field.
-    """
-    for kind, names, reserved in (("input", inputs, RESERVED_INPUTS), ("output", outputs, _NO_FIELD_NAMES)):
-        for name in names:
-            if not name.isidentifier() or keyword.iskeyword(name):
-                raise DefinitionError(f"the {kind} {name!r:.80} must have a name that Python can use")
-            if name in reserved or name.startswith("_"):
-                raise DefinitionError(f"the {kind} name {name!r} is reserved by DSPy; choose another")
-    every = inputs + outputs
-    if twice := sorted({name for name in every if every.count(name) > 1}):
-        raise DefinitionError(f"two fields have the same name: {', '.join(twice)}")
-
-
-def parse_type(text: str) -> Any:
-    """The type that a text names, from the allow-list.
-
-    Raises:
-        DefinitionError: it is not on the list.
-    """
-    try:
-        if len(text) > MAX_TYPE_CHARS:
-            raise SyntaxError(f"it is longer than {MAX_TYPE_CHARS} characters")
-        return _type_of(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise DefinitionError(f"the type {text!r:.100} is not one of {_ALLOWED}: {error}") from None
-
-
-def _type_of(node: ast.expr) -> Any:
-    match node:
-        case ast.Name(id=name) if name in _TYPES:
-            return _TYPES[name]
-        case ast.Subscript(value=ast.Name(id="list"), slice=item):
-            return list[_type_of(item)]  # type: ignore[misc]
-        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[key, item])):
-            if not isinstance(key, ast.Name) or key.id in ("list", "dict"):
-                raise SyntaxError("a dict's keys are str, int, float or bool")
-            return dict[_type_of(key), _type_of(item)]  # type: ignore[misc]
-        case ast.Subscript(value=ast.Name(id="Optional"), slice=item):
-            return Optional[_type_of(item)]  # noqa: UP045 - DSPy's adapters know it as a typing construct
-        case ast.BinOp(left=item, op=ast.BitOr(), right=ast.Constant(value=None)):
-            return Optional[_type_of(item)]  # noqa: UP045
-        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
-            nodes = choices.elts if isinstance(choices, ast.Tuple) and choices.elts else [choices]
-            return Literal[tuple(_choice(node) for node in nodes)]
-    raise SyntaxError(f"{ast.unparse(node):.80} is not allowed")
-
-
-def _choice(node: ast.expr) -> str | int | bool:
-    value = ast.literal_eval(node)
-    if not isinstance(value, str | int):
-        raise SyntaxError("a Literal's choices are texts, whole numbers and booleans")
-    return value
-
-
-def build(definition: Definition) -> Any:
-    """The definition as a DSPy module. Imports dspy."""
+def _signature(definition: Definition) -> Any:
     import dspy
 
     signature = definition.signature
     fields: dict[str, Any] = {}
     for make, side in ((dspy.InputField, signature.inputs), (dspy.OutputField, signature.outputs)):
         for field in side:
-            described = {"desc": field.description} if field.description else {}
-            fields[field.name] = (parse_type(field.type), make(**described))
+            fields[field.name] = _field(field, make)
     instructions = definition.instructions or signature.description
     named = {"signature_name": signature.name} if signature.name and signature.name.isidentifier() else {}
-    built = dspy.Signature(fields, instructions, **named)
-    return dspy.ChainOfThought(built) if definition.program_type == "chain_of_thought" else dspy.Predict(built)
+    try:
+        return dspy.Signature(fields, instructions, **named)
+    except refusals() as error:
+        raise DefinitionError(f"the signature can't be made: {error!s:.300}") from None
+
+
+def _field(field: FieldDefinition, make: Any) -> tuple[Any, Any]:
+    tree, limits = base_and_limits(parse_type(field.type, field.name))
+    words = field.description or field.desc
+    described = {"desc": words} if words else {}
+    try:
+        return annotation(tree), make(**described, **limits)
+    except DefinitionError as error:
+        raise DefinitionError(f"the field {field.name!r}: {error}") from None
+
+
+def _demos(definition: Definition, signature: Any) -> list[Any]:
+    """The demos as DSPy wants them, their values as the types that the fields have."""
+    import dspy
+    import pydantic
+
+    adapters = {name: pydantic.TypeAdapter(taken(field.annotation)) for name, field in signature.fields.items()}
+    demos = []
+    for number, demo in enumerate(definition.demos):
+        values: dict[str, Any] = {}
+        for name, value in demo.items():
+            try:
+                values[name] = adapters[name].validate_python(value) if name in adapters else value
+            except pydantic.ValidationError as error:
+                reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+                raise DefinitionError(f"demos[{number}][{name!r}] doesn't fit the field's type: {reason}") from None
+        demos.append(dspy.Example(**values))
+    return demos
+
+
+def _program(definition: Definition) -> Any:
+    """The module that an import path names; with arguments, what calling it with them gives."""
+    import dspy
+
+    path = definition.program
+    target = _imported(path, "program")
+    is_class = isinstance(target, type) and issubclass(target, dspy.Module)
+    if definition.arguments is not None or is_class:
+        if not callable(target):
+            raise DefinitionError(f"the program {path!r} takes no arguments: it is a {type(target).__qualname__}")
+        target = target(**(definition.arguments or {}))
+    elif isinstance(target, type) and issubclass(target, dspy.Signature):
+        target = dspy.Predict(target)
+    if not isinstance(target, dspy.Module):
+        raise DefinitionError(f"the program {path!r} is no DSPy module; it is a {type(target).__qualname__}")
+    return target
+
+
+def _imported(path: str, part: str) -> Any:
+    try:
+        found = import_attribute(path)
+    except ImportError as error:
+        raise ImportError(f"the {part} {path!r} can't be imported: {type(error).__name__}: {error}") from error
+    if part != "program" and not callable(found):
+        raise DefinitionError(f"the {part} {path!r} can't be called; it is a {type(found).__qualname__}")
+    return found
+
+
+def _check_tool_names(paths: list[str], names: list[str]) -> None:
+    """DSPy tells tools by their names, and drops the first of two that are equal."""
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            other = paths[names.index(name)]
+            raise DefinitionError(f"two tools are named {name!r}: {other!r} and {paths[number]!r}")
+        if name == "finish":
+            raise DefinitionError(f"the tool {paths[number]!r} is named 'finish', as DSPy's own; choose another")
+
+
+@functools.cache
+def _best_of_n() -> Any:
+    import dspy
+
+    class BestOfN(dspy.BestOfN):  # type: ignore[misc,unused-ignore]
+        """dspy.BestOfN for many calls: DSPy's own counts the failures that are left to it down in the module itself."""
+
+        @functools.wraps(dspy.BestOfN.forward)
+        def forward(self, **inputs: Any) -> Any:
+            return dspy.BestOfN.forward(copy.copy(self), **inputs)
+
+    return BestOfN

@@ -6,9 +6,9 @@ Where it is known from:
     a module of the user's       the signature of its `forward`
 
 Typed inputs (dspy.Image, pydantic models, Enums, datetimes) arrive as plain data and are revived for DSPy modules: by
-the field's annotation, or by the annotation in the user's `forward`. Where `forward` says nothing, DSPy's own types are
-revived by the predictors' fields of that name, since nobody means the dict that an Image is on its way. A callable
-gets plain data.
+the field's annotation, or by the annotation in the user's `forward`; a dspy.Image may also be the text of its URL.
+Where `forward` says nothing, DSPy's own types are revived by the predictors' fields of that name, since nobody means
+the dict that an Image is on its way. A callable gets plain data.
 
 Imports no dspy; what it is shown of it is there already.
 """
@@ -116,7 +116,7 @@ def of_module(module: Any) -> Inputs:
     if signature is not None and _is_dspys(forward) and not found.required:
         return fields
     hints = _hints(forward)
-    typed = {name: hint for name, hint in hints.items() if name in found.names and not is_plain(hint)}
+    typed = {name: taken(hint) for name, hint in hints.items() if name in found.names and not is_plain(hint)}
     others = [name for name in found.names if name not in hints]
     return msgspec.structs.replace(
         found, typed=(fields.typed if found.open else {}) | typed | _dspy_types(module, others)
@@ -157,8 +157,27 @@ def _of_parameters(parameters: Iterable[inspect.Parameter]) -> Inputs:
 def _of_signature(signature: Any) -> Inputs:
     fields: dict[str, Any] = signature.input_fields
     required = (name for name, field in fields.items() if field.is_required() and not _takes_none(field.annotation))
-    typed = {name: field.annotation for name, field in fields.items() if not is_plain(field.annotation)}
+    typed = {name: taken(field.annotation) for name, field in fields.items() if not is_plain(field.annotation)}
     return Inputs(tuple(fields), frozenset(required), typed=typed)
+
+
+def taken(annotation: Any) -> Any:
+    """The annotation that values are revived by: the field's own, with text for each dspy.Image in it taken as its URL.
+
+    DSPy takes {"url": ...} alone there, and shows the LM a text as text.
+    """
+    image = getattr(sys.modules.get("dspy"), "Image", None)
+    if image is not None and annotation is image:
+        return typing.Annotated[image, sys.modules["pydantic"].BeforeValidator(_with_url)]
+    arguments = typing.get_args(annotation)
+    own = tuple(map(taken, arguments)) if typing.get_origin(annotation) in (list, dict) or _is_union(annotation) else ()
+    if own == arguments or not own:
+        return annotation
+    return typing.Union[own] if _is_union(annotation) else typing.get_origin(annotation)[own]  # noqa: UP007
+
+
+def _with_url(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
 
 
 def _takes_none(annotation: Any) -> bool:
@@ -207,7 +226,7 @@ def _dspy_types(module: Any, names: Iterable[str]) -> dict[str, Any]:
             annotations = found.setdefault(name, [])
             if fields[name].annotation not in annotations:
                 annotations.append(fields[name].annotation)
-    return {name: seen[0] for name, seen in found.items() if len(seen) == 1 and _holds_dspy_type(seen[0])}
+    return {name: taken(seen[0]) for name, seen in found.items() if len(seen) == 1 and _holds_dspy_type(seen[0])}
 
 
 def _holds_dspy_type(annotation: Any) -> bool:

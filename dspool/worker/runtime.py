@@ -5,7 +5,7 @@ and always on the main thread, which dspy.configure then belongs to.
 
 Rules:
     1. What a call may change is set per call with dspy.context, so calls on other slots don't see it.
-    2. Nothing grows: no histories, no traces; LM objects are kept by least recent use.
+    2. Nothing grows: no histories, and a trace ends with its call; LM objects are kept by least recent use.
     3. No request to an LM, retries and their pauses included, is begun that can't end before the call's deadline.
 
 Knows no pipes and no messages but the specs.
@@ -261,6 +261,11 @@ class Runtime:
         self._per_call = defaults
         warm_price_table()
 
+    @property
+    def has_lm(self) -> bool:
+        """Whether there is a default LM of the pool's, or one that configure_lm gave."""
+        return "lm" in self._per_call
+
     def configure_lm(self, spec: LMSpec) -> None:
         """Make this LM the default one: calls that begin from now on use it, those under way keep the one they have.
 
@@ -283,7 +288,7 @@ class Runtime:
         """One call's settings, and what counts its tokens.
 
         With a tracker of ours, usage is counted whatever the program returns; DSPy by itself warns on each call whose
-        result is no Prediction.
+        result is no Prediction. A trace there must be: BestOfN and Refine add to it.
 
         Args:
             lm: the call's own LM, a spec as it came through the pipe; None: the default one.
@@ -292,7 +297,7 @@ class Runtime:
         """
         tracker = UsageTracker()
         chosen = {} if lm is None else {"lm": self.lm_of(lm)}
-        own = {"usage_tracker": tracker, DEADLINE: deadline, CANCELLATION: cancellation}
+        own = {"trace": [], "usage_tracker": tracker, DEADLINE: deadline, CANCELLATION: cancellation}
         with dspy.context(**{**self._per_call, **chosen, **own}):
             yield tracker
 

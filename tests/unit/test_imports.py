@@ -19,13 +19,14 @@ pytestmark = pytest.mark.unit
 PACKAGE = Path(__file__).parents[2] / "dspool"
 
 # The longest name that fits a module is its room; "dspool" itself is only dspool/__init__.py.
-BASE = frozenset({"errors", "options", "signals", "types"})
+BASE = frozenset({"errors", "options", "requirements", "signals", "types"})
 ROOMS = {
     "dspool": "root",
     "dspool.__main__": "cli",
     "dspool.errors": "errors",
     "dspool.logs": "logs",
     "dspool.options": "options",
+    "dspool.requirements": "requirements",
     "dspool.signals": "signals",
     "dspool.types": "types",
     "dspool.protocol": "protocol",
@@ -47,6 +48,7 @@ MAY_IMPORT = {
     # The words that every part shares rest on nothing but each other.
     "errors": BASE,
     "options": BASE,
+    "requirements": BASE,
     "signals": BASE,
     "types": BASE,
     # Where log lines go is nobody's business but the application's.

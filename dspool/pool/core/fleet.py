@@ -126,6 +126,7 @@ class Fleet(ABC):
         elif tell_at > self._now:
             self.timers.arm(tell_at, "health")
         else:
+            self.timers.disarm("health")
             change = history.changes[-1]
             before, unsaid = history.tell(self._now)
             self._report(

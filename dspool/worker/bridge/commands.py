@@ -220,7 +220,7 @@ class Commands:
             self._sessions.check_room(session_id)
         definition = {name: value for name, value in args.items() if name not in not_defining}
         try:
-            definitions.parse(definition)
+            definitions.parse(definition, allow_imports=self._options.allow_imports)
         except definitions.DefinitionError as error:
             raise Refused("invalid_definition", str(error)) from None
         if lm is not None:
@@ -239,7 +239,8 @@ class Commands:
         except Refused:
             raise
         except BaseException as error:
-            raise _refused_with(describe(error, "load_error", self._secrets)) from error
+            code = "invalid_definition" if isinstance(error, definitions.DefinitionError) else "load_error"
+            raise _refused_with(describe(error, code, self._secrets)) from error
         if session_id is not None:
             self._sessions.begin(session_id)
         return {"program_id": program_id, "status": "created"}

@@ -18,27 +18,15 @@ from typing import Any
 
 import msgspec
 
+from dspool.protocol.lm_keys import NATIVE, missing_variables
 from dspool.protocol.messages import LMSpec
 from dspool.worker.bridge.refusal import Refused
 
 DEFAULT_GEMINI = "gemini/gemini-2.5-flash"
-GEMINI_KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
-
-KEY_VARIABLES: dict[str, tuple[str, ...]] = {
-    "openai": ("OPENAI_API_KEY",),
-    "anthropic": ("ANTHROPIC_API_KEY",),
-    "gemini": GEMINI_KEYS,
-    "groq": ("GROQ_API_KEY",),
-    "openrouter": ("OPENROUTER_API_KEY",),
-    "deepseek": ("DEEPSEEK_API_KEY",),
-}
-"""Providers that want a key and nothing else. Of the others nothing is checked here."""
 
 _BEGINNINGS = {"gemini": "gemini", "gpt-": "openai", "o1": "openai", "o3": "openai", "claude-": "anthropic"}
 _ALIASES = {"google": "gemini"}
 """The original bridge called it so."""
-_OWN_ACCESS = ("api_key", "api_base", "base_url")
-_BASE_VARIABLES = {"openai": ("OPENAI_BASE_URL", "OPENAI_API_BASE")}
 
 
 class LMArgs(msgspec.Struct, omit_defaults=True):
@@ -91,7 +79,7 @@ def read_own_lm(lm: Any) -> LMSpec | None:
 
 def default_gemini(environment: Mapping[str, str] = os.environ) -> LMSpec | None:
     """The LM of a client that configured none, where the environment has a key for it."""
-    return _spec(DEFAULT_GEMINI, {}) if any(environment.get(name) for name in GEMINI_KEYS) else None
+    return _spec(DEFAULT_GEMINI, {}) if any(environment.get(name) for name in NATIVE["gemini"]) else None
 
 
 def is_gemini(spec: LMSpec | None) -> bool:
@@ -115,17 +103,16 @@ def _full_name(model: str, provider: str | None) -> str:
 
 
 def _checked(model: str, settings: dict[str, Any]) -> LMSpec:
-    provider = model.partition("/")[0]
-    variables = KEY_VARIABLES.get(provider, ())
-    known = (*variables, *_BASE_VARIABLES.get(provider, ()))
-    if variables and not any(name in settings for name in _OWN_ACCESS) and not any(map(os.environ.get, known)):
+    spec = _spec(model, settings)
+    if missing := missing_variables(spec, os.environ):
+        provider = model.partition("/")[0]
         raise Refused(
             "missing_key",
             f"API key is required: {provider} wants one, the arguments have no api_key, and the bridge was started"
-            f" without {' or '.join(variables)} in its environment",
+            f" without {' or '.join(missing)} in its environment",
             provider=provider,
         )
-    return _spec(model, settings)
+    return spec
 
 
 def _spec(model: str, settings: dict[str, Any]) -> LMSpec:

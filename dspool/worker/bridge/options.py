@@ -23,6 +23,7 @@ class BridgeOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     mode: Literal["standalone", "pool-worker"] = "standalone"
     worker_id: str | None = None
+    allow_imports: bool = False
     debug_log: str | None = None
     max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES
     max_programs: int = 1_000
@@ -76,6 +77,12 @@ def make_parser() -> argparse.ArgumentParser:
         " belongs to that session and goes with cleanup_session",
     )
     add("--worker-id", metavar="ID", help="what ping calls this process; pool-worker needs it")
+    add(
+        "--allow-imports",
+        action="store_true",
+        help="take definitions that name code by its import path: tools, rewards, programs; and settings that say where"
+        " an LM's requests go. For clients whose definitions are their own, and not somebody else's",
+    )
     add(
         "--debug-log",
         metavar="FILE",

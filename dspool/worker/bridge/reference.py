@@ -42,8 +42,8 @@ _PROGRAM_ID = Argument("program_id", "the program; `id` is taken too")
 _SESSION = Argument("session_id", "the session that asks", optional=True)
 _DEFINITION = (
     Argument("id", "the program's id, 1 to 512 characters; `program_id` is taken too"),
-    Argument("signature", "`{name?, description?, inputs: [{name, type?, description?}], outputs: [...]}`"),
-    Argument("program_type", "`predict` (default), `chain_of_thought`, ...", optional=True),
+    Argument("signature", "`{name?, description?, inputs: [{name, type?, description?}], outputs: [...]}`, or text"),
+    Argument("program_type", "`predict` (default), `chain_of_thought`, `react`, `best_of_n`, `program`", optional=True),
     Argument("session_id", "whose program it is, with `--mode pool-worker`", optional=True),
     Argument("replace", "`true`: take the place of a program that has the id already", optional=True),
 )
@@ -187,12 +187,14 @@ CODES: dict[str, str] = {
     "invalid_args": "args is no object, or holds something that the command doesn't take, or lacks what it needs; for"
     " inputs `details` has `expected`, `missing` and `unknown`",
     "unknown_command": "there is no such command",
-    "invalid_definition": "no program can be made from the definition: no outputs, a type or a name that isn't allowed",
+    "invalid_definition": "no program can be made from the definition: no outputs, a type or a name that isn't allowed,"
+    " a saved state of another program",
     "program_exists": "the id is taken",
     "program_not_found": "there is no program of that id, or it belongs to another session",
     "ambiguous_program": "several sessions have a program of that id, and the request names no session",
     "not_a_gemini_program": "it was made with create_program",
-    "load_error": "the definition is right, and the program can't be built all the same",
+    "load_error": "the definition is right, and the program can't be built all the same: its code can't be imported, or"
+    " raises",
     "limit_reached": "`--max-programs`, `--max-sessions` or `--max-stored-bytes`; `details` has the numbers",
     "missing_key": "the provider wants an API key, and there is none",
     "lm_config_error": "DSPy takes no such LM; the one before stays configured",

@@ -20,7 +20,7 @@ from dspool.protocol.messages import HANDSHAKE_ID, BootConfig, Request, Response
 from dspool.supervisor import boot
 from dspool.supervisor.launch import LaunchRequest
 from dspool.supervisor.process import ExitStatus, Launched, ProcessHandle
-from dspool.supervisor.template import Template
+from dspool.supervisor.template import TEMPLATE_COMMAND, Template
 from dspool.supervisor.templates import TemplateLauncher
 from tests.chaos.witness import PATIENCE_S
 
@@ -151,8 +151,9 @@ class Hatchery:
 @contextlib.contextmanager
 def hatchery(*command: str) -> Iterator[Hatchery]:
     """A hatchery, over templates of that command; without one over real ones."""
-    more = {"command": command} if command else {}
-    launcher = TemplateLauncher(start_timeout_s=PATIENCE_S, needs_dspy=lambda: False, **more)
+    launcher = TemplateLauncher(
+        start_timeout_s=PATIENCE_S, needs_dspy=lambda: False, command=command or TEMPLATE_COMMAND
+    )
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(_serving(launcher)) as found,

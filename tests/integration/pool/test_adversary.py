@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -137,18 +136,19 @@ def test_twenty_threads_close_a_pool_that_runs_calls(make_pool: MakePool) -> Non
 
 
 def wait_for(path: str) -> str:
-    """Run until the file is there: a call that a test lets go of."""
-    while not os.path.exists(path):
-        time.sleep(0.002)
-    return "let go"
+    """Run until somebody opens the other end of this FIFO: a call that a test lets go of."""
+    with open(path, encoding="utf-8"):
+        return "let go"
 
 
 def test_a_lease_closed_in_the_middle_of_its_call_lends_nobody_its_slot(make_pool: MakePool, tmp_path: Path) -> None:
+    never = tmp_path / "never"
+    os.mkfifo(never)
     pool = make_pool(workers=1)
     lease = pool.checkout()
     first = lease.worker
     with ThreadPoolExecutor(1) as threads:
-        running = threads.submit(lease.run, wait_for, {"path": str(tmp_path / "never")}, timeout_s=20)
+        running = threads.submit(lease.run, wait_for, {"path": str(never)}, timeout_s=20)
         while not lease._running.locked() or lease._pipe.asked is None:
             assert not running.done()
         lease.close()
@@ -171,13 +171,14 @@ def test_a_lease_that_expires_while_it_sends_ends_with_a_typed_error(make_pool: 
 def test_a_program_deleted_while_it_runs_in_a_lease_still_answers(make_pool: MakePool, tmp_path: Path) -> None:
     pool = make_pool(workers=1)
     go = tmp_path / "go"
+    os.mkfifo(go)
     pool.create_program("waiter", wait_for)
     with ThreadPoolExecutor(1) as threads, pool.checkout() as lease:
         running = threads.submit(lease.run, "waiter", {"path": str(go)}, timeout_s=20)
         while lease._pipe.asked is None:
             assert not running.done()
         pool.delete_program("waiter")
-        go.touch()
+        go.write_text("")  # returns when the call has begun, and lets it go
         assert running.result(timeout=20) == "let go"
 
 

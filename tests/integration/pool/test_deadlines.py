@@ -57,7 +57,7 @@ def test_a_start_that_hangs_is_given_up_and_the_error_says_where(
     monkeypatch.syspath_prepend(str(tmp_path))
     wanted: dict[str, Any] = {"preload": "never_imported"} if how == "preload" else {"warm": ["never_imported:never"]}
     with pytest.raises(dspool.WorkerStartError, match=r"not ready within (?s:.)*never_imported\.py") as caught:
-        make_pool(workers=1, start_method=start_method, start_timeout_s=2.0, **wanted)
+        make_pool(workers=1, start_method=start_method, start_timeout_s=5.0, **wanted)
     report = caught.value.report
     assert report is not None
     if (start_method, how) == ("template", "preload"):  # no worker was ever forked: the template hangs

@@ -376,8 +376,34 @@ def test_a_workers_death_fails_its_own_call_alone(make_executor: MakeExecutor) -
     assert executor.submit(same, 1).result(DEADLINE_S) == 1
 
 
+def test_a_function_that_keeps_ending_workers_can_be_refused_and_others_go_on(make_executor: MakeExecutor) -> None:
+    executor = make_executor(1, quarantine_after=2)
+    for _ in range(2):
+        with pytest.raises(dspool.WorkerLost):
+            executor.submit(die).result(DEADLINE_S)
+    with pytest.raises(dspool.ProgramQuarantined):
+        executor.submit(die).result(DEADLINE_S)
+    assert executor.submit(same, 1).result(DEADLINE_S) == 1
+
+
+def test_a_fault_of_the_executors_own_fails_the_calls_instead_of_leaving_them(
+    make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = make_executor(1)
+    assert executor.submit(same, 1).result(DEADLINE_S) == 1
+
+    def broken() -> int:
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr(executor._dispatcher, "_width", broken)
+    with pytest.raises(dspool.ExecutorBroken, match="a fault"):
+        executor.submit(same, 2).result(DEADLINE_S)
+    with pytest.raises(dspool.ExecutorBroken, match="a fault"):
+        executor.submit(same, 3)
+
+
 def test_a_call_with_a_deadline_is_ended_by_it(make_executor: MakeExecutor) -> None:
-    executor = make_executor(1, timeout_s=0.5)
+    executor = make_executor(1, timeout_s=0.5, min_ready=1)  # a worker's start counts too
     with pytest.raises(dspool.CallTimeout):
         executor.submit(time.sleep, LONG_S).result(DEADLINE_S)
 
@@ -472,6 +498,7 @@ def test_map_raises_at_the_row_that_failed_and_ends_the_others(make_executor: Ma
 
 def test_map_past_its_timeout_ends_what_runs(make_executor: MakeExecutor) -> None:
     executor = make_executor(1)
+    assert executor.submit(same, 1).result(DEADLINE_S) == 1
     results = executor.map(time.sleep, [0, 0, LONG_S], timeout=2)
     assert [next(results), next(results)] == [None, None]
     with pytest.raises(TimeoutError):
@@ -530,11 +557,13 @@ def test_shutdown_without_waiting_leaves_a_call_that_cannot_be_pickled_to_fail(m
 
 
 def test_a_worker_is_used_again_and_replaced_after_max_requests(make_executor: MakeExecutor) -> None:
-    executor = make_executor(1, max_requests=100)
-    pids = [executor.submit(os.getpid).result(DEADLINE_S) for _ in range(120)]
+    happenings = Happenings()
+    executor = make_executor(1, max_requests=100, on_event=happenings)
+    pids = [executor.submit(os.getpid).result(DEADLINE_S) for _ in range(100)]
     assert len(set(pids[:80])) == 1
-    executor.shutdown()
-    assert executor.pool.stats().exits["recycle_requests"] == 1
+    report = happenings.wait("worker.ended")["report"]
+    assert (report.pid, report.reason) == (pids[0], "recycle_requests")
+    assert executor.submit(os.getpid).result(DEADLINE_S) != pids[0]
 
 
 def test_shutdown_in_a_callback_does_not_wait_for_itself(make_executor: MakeExecutor) -> None:

@@ -124,7 +124,7 @@ def test_a_sigkill_that_nobody_sent_is_no_matter_of_memory_where_there_is_enough
 def test_a_sigkill_that_nobody_sent_to_a_large_worker_is_perhaps_one(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_limit", lambda: 2**20)
+    monkeypatch.setattr(memory, "memory_limit", lambda: 2**20)
     pool = make_pool(workers=1, start_method="template")
     worker = only_worker(pool)
     with pytest.raises(dspool.WorkerLost) as caught:

@@ -78,6 +78,9 @@ def test_a_programs_and_the_callers_lm_are_looked_at_too(
     with dspy.context(lm=dspy.LM("openai/of-the-caller")):
         pool.run(echo, {"value": 1})
     assert [text.split("'")[1] for text in warned(logged)] == ["openai/of-the-program", "openai/of-the-caller"]
+    signature = {"inputs": [{"name": "question"}], "outputs": [{"name": "answer"}]}
+    pool.create_program("defined", {"signature": signature, "lm": "openai/of-the-definition"})
+    assert [text.split("'")[1] for text in warned(logged)][2:] == ["openai/of-the-definition"]
     logged.clear()
     open_pool(warm=[program], name="warm")
     assert [text.split("'")[1] for text in warned(logged)] == ["openai/of-the-program"]

@@ -100,6 +100,25 @@ def test_the_callers_own_lm_gives_way_to_a_programs(make_pool: MakePool, stub: S
             assert asked(stub) == expected
 
 
+def defined(lm: Any) -> dict[str, Any]:
+    """A program as a definition, with an LM of its own."""
+    return {"signature": {"inputs": [{"name": "question"}], "outputs": [{"name": "answer"}]}, "lm": lm}
+
+
+def test_a_definitions_lm_is_its_programs(make_pool: MakePool, stub: StubLM, form: Form, dspy: Any) -> None:
+    pool = make_pool(workers=1, lm=form("pool"))
+    pool.create_program("named", defined(form("program")))
+    with dspy.context(lm=dspy.LM(**arguments(stub, "ambient"))):
+        for program in ("named", defined(form("program"))):
+            for lm, expected in ((None, "program"), (form("call"), "call")):
+                assert pool.run(program, ASK, lm=lm).answer == "echo: q"
+                assert asked(stub) == expected
+    without = make_pool(workers=1, name="without")
+    with dspy.context(lm=dspy.LM(**arguments(stub, "ambient"))):
+        without.run(defined(form("program")), ASK)
+    assert asked(stub) == "program"
+
+
 def test_map_and_a_lease_take_an_lm_too(make_pool: MakePool, stub: StubLM, form: Form, dspy: Any) -> None:
     pool, own = make_pool(workers=1, lm=form("pool")), pinned(dspy, stub)
     for program, lm, expected in (
@@ -152,8 +171,14 @@ def test_a_name_alone_takes_address_and_key_from_the_environment(
 ) -> None:
     env = {"OPENAI_API_BASE": stub.url, "OPENAI_API_KEY": "key-of-the-environment", "DSPY_CACHEDIR": str(tmp_path)}
     pool = make_pool(workers=1, lm="openai/pool", env=env, timeout_s=60)
-    for lm, model in ((None, "pool"), ("openai/call", "call")):
-        assert pool.run("question -> answer", {"question": f"with {model}"}, lm=lm).answer == f"echo: with {model}"
+    own = defined("openai/program")
+    for program, lm, model in (
+        ("question -> answer", None, "pool"),
+        (own, None, "program"),
+        (own, "openai/call", "call"),
+        ("question -> answer", "openai/call-of-another", "call-of-another"),
+    ):
+        assert pool.run(program, {"question": f"with {model}"}, lm=lm).answer == f"echo: with {model}"
         assert (stub.calls[-1].model, stub.calls[-1].key) == (model, "key-of-the-environment")
 
 
@@ -194,10 +219,10 @@ def test_a_callable_that_uses_dspy_goes_by_the_same_order(
 
 
 def test_a_callables_requests_end_with_its_deadline(make_pool: MakePool, stub: StubLM, form: Form) -> None:
-    with StubLM(faults=["hang"]) as silent:
-        pool = make_pool(workers=1, lm=silent.settings())
-        with pytest.raises(dspool.ProgramError) as caught:  # not CallTimeout: the worker gave up in time, and lives
-            pool.run(asks, ASK, timeout_s=4)
+    with StubLM(faults={"429": 1.0}, retry_after_s=500) as busy:
+        pool = make_pool(workers=1, lm=busy.settings(num_retries=3))
+        with pytest.raises(dspool.ProgramError) as caught:  # not CallTimeout: it knows that it can't wait for so long
+            pool.run(asks, ASK, timeout_s=20)
         assert caught.value.code == "lm_error"
         assert pool.run(asks, ASK, lm=form("call")) == "echo: q"
         assert pool.stats().exits == {}

@@ -225,3 +225,18 @@ def test_a_key_that_only_the_program_knows_is_masked_in_what_its_lm_says(
         seen.fails("an adapter's LM", lambda: two_steps.run("question -> answer", ASK))
     assert KEY in [call.key for call in stub.calls]
     seen.search()
+
+
+@pytest.mark.parametrize("end", ["raise ValueError(os.environ['OPENAI_API_KEY'])", "os.abort()"])
+def test_a_key_that_a_preload_prints_is_masked(
+    make_pool: MakePool, tmp_path: Path, logged: list[Any], monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    lines = ("import os, sys", "print('the key is', os.environ['OPENAI_API_KEY'], file=sys.stderr, flush=True)", end)
+    (tmp_path / "telling_preload.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    seen = Collected()
+    env = {"OPENAI_API_KEY": KEY}
+    seen.fails("the start", lambda: make_pool(workers=1, env=env, preload=["telling_preload"], start_method="template"))
+    seen.add("logs", logged)
+    assert "the key is" in seen.texts["logs"]
+    seen.search()

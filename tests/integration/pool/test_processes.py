@@ -28,6 +28,10 @@ from dspool.testing.scripted import ScriptedLauncher, behave
 
 pool = dspool.Pool(workers=2, launcher=ScriptedLauncher()).open()
 lease = pool.checkout()
+
+def say(what):  # in one write: two processes say something here, and print() may write the line's end by itself
+    os.write(1, json.dumps(what).encode() + b"\\n")
+
 workers = [worker.pid for worker in pool.workers()]
 bystander = os.fork()
 if bystander == 0:
@@ -38,10 +42,10 @@ if bystander == 0:
         except Exception as error:
             said.append(type(error).__name__)
     pool.close()
-    print(json.dumps({"bystander": os.getpid(), "said": said}), flush=True)
+    say({"bystander": os.getpid(), "said": said})
     sys.stdin.read()
     os._exit(0)
-print(json.dumps({"workers": workers, "value": lease.run(behave, {"value": 1})}), flush=True)
+say({"workers": workers, "value": lease.run(behave, {"value": 1})})
 sys.stdin.read()
 """
 

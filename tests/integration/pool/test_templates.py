@@ -666,7 +666,7 @@ def test_a_template_without_descriptors_says_so(make_pool: MakePool, module: Mod
 
 
 def test_more_workers_than_there_are_descriptors_are_refused_before_anything_starts(make_pool: MakePool) -> None:
-    with pytest.raises(dspool.OptionsError, match="with 4096 workers of slots=128 needs 548,864 file descriptors"):
+    with pytest.raises(dspool.OptionsError, match="4096 workers of slots=128 need 548,864 file descriptors, and"):
         make_pool(workers=4096, slots=128)
 
 

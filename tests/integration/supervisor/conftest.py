@@ -41,6 +41,7 @@ def open_fds() -> dict[int, str]:
 def patient_dump(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dump is waited for, however busy the machine is: in 10 ms a process may not have its turn."""
     monkeypatch.setattr(life, "DUMP_WAIT_S", 10.0)
+    monkeypatch.setattr(life, "BOOT_DUMP_WAIT_S", 10.0)
 
 
 @pytest.fixture(autouse=True)

@@ -57,7 +57,7 @@ with StubLM(answers=slowly) as old, StubLM(answers={"answer": "the second"}) as 
     runtime = Runtime(BootConfig(1, "p", lm=lm(old, "old")), Secrets())
     program = runtime.program(Twice(), {})
     found = []
-    call = threading.Thread(target=lambda: found.append(answer(program)))
+    call = threading.Thread(target=lambda: found.append(answer(program)), daemon=True)
     call.start()
     assert begun.wait(30)
     runtime.configure_lm(lm(new, "new"))
@@ -93,7 +93,7 @@ with StubLM(answers={"answer": "A"}) as a, StubLM(answers={"answer": "B"}) as b:
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=calls) for _ in range(8)]
+    threads = [threading.Thread(target=calls, daemon=True) for _ in range(8)]
     for thread in threads:
         thread.start()
 
@@ -106,7 +106,7 @@ with StubLM(answers={"answer": "A"}) as a, StubLM(answers={"answer": "B"}) as b:
             errors.append(error)
         over.set()
 
-    changing = threading.Thread(target=change)
+    changing = threading.Thread(target=change, daemon=True)
     changing.start()
     changing.join(50)
     for thread in threads:

@@ -337,16 +337,25 @@ def test_deadlines_do_not_part_what_dspy_caches(spawn: Spawn, provider: Provider
     assert provider.requests == 1
 
 
-def test_calls_run_without_history_and_trace_under_the_pools_adapter(spawn: Spawn) -> None:
+def test_calls_run_without_history_and_with_a_trace_of_their_own_under_the_pools_adapter(spawn: Spawn) -> None:
     worker = spawn(lm=dummy(answer="a"), adapter="json")
+    worker.slot.run(dspy.Predict("question -> answer"), {"question": "q"})  # leaves nothing to the next call
     found = worker.slot.run(Settings()).result["value"]
     assert found == {
         "answers": "a",
         "adapter": "JSONAdapter",
         "history": False,
-        "trace": None,
+        "trace": [],
         "thread": "MainThread",
     }
+
+
+@pytest.mark.parametrize("kind", [dspy.BestOfN, dspy.Refine])
+def test_modules_that_add_to_the_trace_run(dspy_slot: Channel, kind: Any) -> None:
+    asked = dspy.ChainOfThought("question -> answer")
+    module = kind(module=asked, N=2, reward_fn=lambda inputs, prediction: 1.0, threshold=1.0)
+    response = dspy_slot.run(module, {"question": "q"}, lm=dummy(answer="a"))
+    assert response.result == {"outputs": {"reasoning": "because", "answer": "a"}}
 
 
 def test_a_pickled_adapter(spawn: Spawn) -> None:

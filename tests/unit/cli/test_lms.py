@@ -10,15 +10,16 @@ import click
 import pytest
 
 from dspool.cli.exits import EnvironmentLacks, ExitCode, exit_code_of
-from dspool.cli.lms import KEY_VARIABLES, read_lm
+from dspool.cli.lms import check_key, read_lm
 from dspool.cli.programs import check_program
+from dspool.protocol.lm_keys import NATIVE
 
 pytestmark = pytest.mark.unit
 
 
 @pytest.fixture(autouse=True)
 def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [*sum(KEY_VARIABLES.values(), ()), "OPENAI_BASE_URL", "OPENAI_API_BASE"]:
+    for name in [*sum(NATIVE.values(), ()), "OPENAI_BASE_URL", "OPENAI_API_BASE"]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -34,13 +35,14 @@ def test_nothing_is_chosen_where_nothing_was_said() -> None:
 def test_a_model_is_taken_where_its_key_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_API_KEY", "x")
     assert read_lm("gemini/gemini-2.5-flash") == "gemini/gemini-2.5-flash"
+    check_key("gemini/gemini-2.5-flash")
 
 
-@pytest.mark.parametrize("model", [f"{provider}/m" for provider in KEY_VARIABLES])
+@pytest.mark.parametrize("model", [f"{provider}/m" for provider in NATIVE])
 def test_a_missing_key_is_named_before_anything_starts(model: str) -> None:
     with pytest.raises(EnvironmentLacks) as lacks:
-        read_lm(model)
-    assert KEY_VARIABLES[model.partition("/")[0]][0] in lacks.value.message
+        check_key(model)
+    assert NATIVE[model.partition("/")[0]][0] in lacks.value.message
     assert exit_code_of(lacks.value) is ExitCode.ENVIRONMENT
 
 
@@ -57,11 +59,18 @@ def test_arguments_come_from_a_file_or_as_json(tmp_path: Path, arguments: dict[s
     file.write_text(json.dumps(arguments), encoding="utf-8")
     assert read_lm(f"@{file}") == arguments
     assert read_lm(json.dumps(arguments)) == arguments
+    check_key(arguments)
+    assert "model" in arguments
 
 
 def test_a_server_of_ones_own_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    assert read_lm("openai/local") == "openai/local"
+    check_key(read_lm("openai/local"))
+
+
+@pytest.mark.parametrize("lm", [None, "offline"])
+def test_what_needs_no_key_is_let_through(lm: Any) -> None:
+    check_key(lm)
 
 
 @pytest.mark.parametrize("text", ["gpt-4o", "/m", "openai/", "{}", '{"model": 3}', "{broken"])

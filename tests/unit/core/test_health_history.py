@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dspool.pool.core.commands import Checkin, Close, ProbeAnswered, RssSampled, WorkerUnwell
+from dspool.pool.core.commands import Checkin, Close, ProbeAnswered, Resize, RssSampled, WorkerUnwell
 from dspool.pool.core.health import BURST, CHANGES_REMEMBERED, History, Judgement
 from dspool.pool.core.snapshot import pool_health, worker_info
 from dspool.types import HealthStatus, PoolHealth
@@ -160,6 +160,22 @@ def test_what_lasts_is_told_when_its_second_has_come() -> None:
     assert (fields["status"], fields["before"]) == ("unhealthy", "healthy")
     assert fields["reason"] == f"worker {lost}: crash"
     assert fields["unsaid"] == seen(world).changes_unsaid > 0
+
+
+def test_what_is_told_with_a_later_change_is_not_told_again() -> None:
+    world = World(workers=1, max_restarts=10_000)
+    world.tick(0.0)
+    world.all_ready()
+    world.do(Resize("default", 2))
+    world.all_ready()
+    world.exit(1)
+    world.all_ready()
+    world.exit(2)
+    assert (seen(world).status, told(world)) == ("degraded", []), "five were told, the last one healthy"
+    assert world.core.next_deadline() == 1.0
+    world.exit(3, now=2.0)
+    assert told(world) == [("unhealthy", "healthy", 1)]
+    assert not world.core.timers.armed("health")
 
 
 def test_what_does_not_last_is_not_told() -> None:

@@ -15,6 +15,7 @@ from dspool.pool.core.affinity import Session
 from dspool.pool.core.dispatch import Dispatch
 from dspool.pool.core.endings import Endings
 from dspool.pool.core.fleet import Fleet
+from dspool.pool.core.health import History
 from dspool.pool.core.idle import IdleWorkers
 from dspool.pool.core.machine import _HANDLERS, PoolCore
 from dspool.pool.core.queue import WaitQueue
@@ -149,7 +150,7 @@ def _forgets_a_timer(kind: str) -> Mutation:
     return Timers, "arm", arm
 
 
-TIMERS = "start stop ping age linger cancel abandon backoff breaker hint hold check session shed close".split()
+TIMERS = "start stop ping age linger cancel abandon backoff breaker hint hold check session shed health close".split()
 MUTANTS: dict[str, Mutation] = {
     "a cancelled slot leaks": (Endings, "_give_back", _nothing),
     "a grant wakes nobody": (Dispatch, "_take_slot", _grants_silently),
@@ -179,6 +180,8 @@ MUTANTS: dict[str, Mutation] = {
     "a recycle is forgotten": (PoolCore, "_on_recycle", _nothing),
     "a resize is forgotten": (Upkeep, "_trim", _nothing),
     "a pause is forgotten": (PoolCore, "_on_pause", _nothing),
+    "a closed pool's clock runs on": (History, "end", _nothing),
+    "a change of health is not counted": (History, "change", _nothing),
     "a closed pool spares the busy": (Upkeep, "_close_now", _nothing),
     **{f"the timer {kind!r} is never set": _forgets_a_timer(kind) for kind in TIMERS},
 }
@@ -203,7 +206,11 @@ def caught_by(seeds: range) -> tuple[int, str]:
     pytest.fail(f"{len(seeds)} seeds hold")
 
 
-RARE = {"a trial that says nothing is never withdrawn": 100, "now or never is refused without a look": 100}
+RARE = {
+    "a trial that says nothing is never withdrawn": 100,
+    "a recycle is forgotten": 50,
+    "now or never is refused without a look": 100,
+}
 """Where the search begins, for mutants that one seed in a hundred finds."""
 
 

@@ -15,12 +15,19 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from dspool.errors import EncodeError, ProgramExists, ProgramNotFound
+from dspool.errors import EncodeError, OptionsError, PoolError, ProgramExists, ProgramNotFound
 from dspool.options import PoolOptions
-from dspool.pool import programs as programs_module
+from dspool.pool import names as names_module, programs as programs_module
 from dspool.pool.identity import importable
 from dspool.pool.programs import Program, ProgramStore
-from dspool.protocol.messages import CreateArgs, DefinedProgram, ImportedProgram, PickledProgram, SignatureProgram
+from dspool.protocol.messages import (
+    CreateArgs,
+    DefinedProgram,
+    ImportedProgram,
+    LMSpec,
+    PickledProgram,
+    SignatureProgram,
+)
 from dspool.protocol.requests import encode_request
 
 pytestmark = pytest.mark.unit
@@ -367,10 +374,180 @@ def test_a_definition_is_known_by_its_content(store: ProgramStore) -> None:
 
 
 def test_a_definition_without_a_signature_or_with_objects_is_refused(store: ProgramStore) -> None:
-    with pytest.raises(EncodeError, match=r'a definition is a dict with "signature"'):
+    with pytest.raises(EncodeError, match=r"pool 'unit': the definition has no signature"):
         store.resolve({"program_type": "predict"})
-    with pytest.raises(EncodeError):
-        store.resolve(DEFINITION | {"hook": object()})
+    with pytest.raises(EncodeError, match=r"config\['hook'\]"):
+        store.resolve(DEFINITION | {"program_type": "predict", "config": {"hook": object()}})
+    assert store.resolve(DEFINITION | {"hook": object()}) is store.resolve(DEFINITION)  # nobody's key
+
+
+def test_a_slip_in_a_definition_is_refused_by_name(store: ProgramStore) -> None:
+    with pytest.raises(EncodeError, match="'instruction' is no key of a definition; did you mean 'instructions'"):
+        store.resolve(DEFINITION | {"instruction": "Be short."})
+
+
+def test_what_only_a_worker_can_know_is_told_from_the_rest(store: ProgramStore) -> None:
+    assert not store.resolve(DEFINITION).unproven
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^a"}}}
+    field = {"name": "answer", "type": schema}
+    for unproven in (
+        {"signature": "a -> b", "program_type": "react", "tools": ["app:search"]},
+        {"signature": "a -> b", "demos": [{"a": "x", "b": "y"}]},
+        {"signature": "a -> b", "state": {"signature": {}}},
+        {"signature": {"inputs": [{"name": "question"}], "outputs": [field]}},
+        "app.main:qa",
+    ):
+        assert store.resolve(unproven).unproven
+        assert store.create("name", unproven, replace=True).unproven
+    assert not store.create("name", shout, replace=True).unproven
+
+
+# Definitions' LMs and states.
+
+
+def test_a_definitions_lm_travels_beside_it_and_its_key_is_shown_nowhere(store: ProgramStore) -> None:
+    lm = {"model": "openai/gpt-4o-mini", "api_key": "sk-very-secret"}
+    program = store.create("qa", DEFINITION | {"lm": lm})
+    assert isinstance(program.spec, DefinedProgram)
+    assert program.spec.lm is not None
+    assert program.spec.lm.kwargs == {"api_key": "sk-very-secret"}
+    assert "lm" not in program.spec.definition
+    info = store.info("qa")
+    assert info["lm"] == "openai/gpt-4o-mini"
+    for shown in (info, program, program.program_id, program.spec, store.prepare("other", DEFINITION | {"lm": lm})):
+        assert "sk-very-secret" not in repr(shown)
+    ids = [store.resolve(DEFINITION | more).program_id for more in ({}, {"lm": lm}, {"lm": lm | {"api_key": "sk-2"}})]
+    assert len(set(ids)) == 3
+    with pytest.raises(OptionsError, match="lm names no provider"):
+        store.create("qa", DEFINITION | {"lm": "gpt-4o-mini"}, replace=True)
+    assert store.resolve("qa") is program
+
+
+def test_a_definitions_lm_is_told_of_so_that_its_key_is_masked() -> None:
+    told: list[LMSpec] = []
+    store = ProgramStore(PoolOptions(name="unit"), told.append)
+    store.resolve(DEFINITION)
+    assert told == []
+    program = store.resolve(DEFINITION | {"lm": {"model": "openai/m", "api_key": "sk-very-secret"}})
+    assert isinstance(program.spec, DefinedProgram)
+    assert told == [program.spec.lm]
+
+
+def test_a_saved_state_may_be_a_path_and_is_read_once(store: ProgramStore, tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_text('{"predict": {"demos": []}}')
+    by_path = store.create("qa", DEFINITION | {"state": path})
+    assert isinstance(by_path.spec, DefinedProgram)
+    assert by_path.spec.definition["state"] == {"predict": {"demos": []}}
+    assert by_path.program_id == store.resolve(DEFINITION | {"state": {"predict": {"demos": []}}}).program_id
+    path.write_text('{"predict": {"demos": [{}]}}')
+    assert store.resolve("qa") is by_path
+    store.refresh("qa")
+    assert store.resolve("qa").program_id != by_path.program_id
+
+
+def test_a_pickled_state_is_sent_unopened_and_only_where_that_is_allowed(store: ProgramStore, tmp_path: Path) -> None:
+    path = tmp_path / "state.pkl"
+    path.write_bytes(b"no pickle at all")
+    for take in (store.resolve, functools.partial(store.prepare, "qa")):
+        with pytest.raises(EncodeError, match=r"is a pickle, which can run any code .* allow_pickle=True"):
+            take(DEFINITION | {"state": str(path)})
+    program = store.prepare("qa", DEFINITION | {"state": str(path)}, allow_pickle=True).program
+    assert isinstance(program.spec, DefinedProgram)
+    assert program.spec.state == b"no pickle at all"
+    assert "state" not in program.spec.definition
+    assert program.unproven
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gone.json", "can't be read: FileNotFoundError"),
+        ("bad.json", "can't be read: DecodeError"),
+        ("list.json", "Expected `object"),
+        ("state.txt", r"must be a \.json file"),
+        ("folder", "is a whole program, saved with save_program=True"),
+    ],
+)
+def test_a_path_that_is_no_saved_state(store: ProgramStore, tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(EncodeError, match=reason):
+        store.resolve(DEFINITION | {"state": tmp_path / name})
+
+
+# What is kept.
+
+
+def test_a_name_that_is_gone_leaves_nothing_behind(store: ProgramStore) -> None:
+    counter = Counter()
+    ref = weakref.ref(counter)
+    for number in range(200):
+        store.create("other", shout, replace=True)
+        store.create("name", DEFINITION | {"instructions": str(number)}, replace=True)
+        store.create(f"name {number}", {"signature": f"a -> b{number}"})
+        store.delete(f"name {number}")
+    store.create("name", counter, replace=True)
+    del counter
+    assert len(store._programs) == 2
+    store.delete("name")
+    store.delete("other")
+    gc.collect()
+    assert ref() is None
+    assert (store._programs, store._keyed, store._objects, store.names()) == ({}, {}, {}, [])
+
+
+def test_a_program_with_another_name_stays(store: ProgramStore) -> None:
+    store.create("one", DEFINITION)
+    store.create("two", DEFINITION)
+    store.delete("one")
+    assert len(store._programs) == 1
+    store.create("two", DEFINITION, replace=True)
+    assert len(store._programs) == 1
+    store.discard(store.prepare("three", DEFINITION))
+    assert len(store._programs) == 1
+    store.discard(store.prepare("three", "a -> b"))
+    assert len(store._programs) == 1
+
+
+def test_names_are_bounded(store: ProgramStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names_module, "MAX_NAMES", 2)
+    store.create("one", shout)
+    candidate = store.prepare("three", shout)
+    store.create("two", shout)
+    refusals: list[Callable[[], Program]] = [lambda: store.create("three", shout), lambda: store.register(candidate)]
+    for refused in refusals:
+        with pytest.raises(PoolError, match="pool 'unit' has 2 registered programs; delete some before 'three'"):
+            refused()
+    store.create("two", "a -> b", replace=True)
+
+
+def test_a_name_that_was_taken_meanwhile_is_not_given_twice(store: ProgramStore) -> None:
+    candidate = store.prepare("one", shout)
+    store.create("one", "a -> b")
+    with pytest.raises(ProgramExists):
+        store.register(candidate)
+    store.register(candidate, replace=True)
+    assert store.resolve("one").is_dspy is False
+
+
+def test_runs_are_counted_for_each_name_and_kept_by_a_refresh(store: ProgramStore) -> None:
+    one, two = store.create("one", shout), store.create("two", shout)
+    assert one.runs is not None
+    assert two.runs is not None
+    assert store.info("one")["last_executed"] is None
+    one.runs.add()
+    one.runs.add()
+    two.runs.add()
+    store.refresh("one")
+    info = store.info("one")
+    assert info["execution_count"] == 2
+    assert info["created_at"] <= info["last_executed"]
+    assert store.info("two")["execution_count"] == 1
+    assert store.resolve(shout).runs is None
+    store.create("one", shout, replace=True)
+    assert store.info("one")["execution_count"] == 0
 
 
 @pytest.mark.slow
@@ -379,6 +556,6 @@ def test_no_form_but_dspy_s_own_imports_dspy() -> None:
         "-c",
         "import sys, functools; from dspool.options import PoolOptions; from dspool.pool.programs import ProgramStore\n"
         "store = ProgramStore(PoolOptions(name='p'))\n"
-        "for program in ('a -> b', 'x.y:z', len, functools.partial(len), {'signature': {}}): store.resolve(program)\n"
+        "for each in ('a -> b', 'x.y:z', len, functools.partial(len), {'signature': 'a -> b'}): store.resolve(each)\n"
         "assert 'dspy' not in sys.modules",
     )

@@ -6,6 +6,7 @@ import enum
 import pickle
 import sys
 import types
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -184,14 +185,17 @@ step = 1
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     """A module that no worker can import, as the manager has it."""
     module = types.ModuleType("a_script")
     monkeypatch.setitem(sys.modules, "a_script", module)
     exec(SCRIPT, vars(module))
-    cloudpickle.register_pickle_by_value(module)
     monkeypatch.setattr(submitted, "_namespaces", {})
-    return module
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        yield module
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
 
 
 def test_functions_by_value_share_their_modules_globals(script: types.ModuleType) -> None:

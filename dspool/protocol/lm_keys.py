@@ -61,36 +61,45 @@ _ENGINES = ("auto", "lm15", "litellm")
 
 
 def missing_key(spec: LMSpec, environment: Mapping[str, str]) -> str | None:
-    """What is missing where a worker's LM will have no key.
+    """What is missing where a worker's LM will have no key, and where to set it; None as missing_variables() is empty.
 
     Args:
         spec: the LM.
         environment: the worker's environment.
-
-    Returns:
-        Which variable is not set, and where it or the key can be set; None where there is a key, or where none can be
-        known to be needed: a server of one's own (api_base), headers of one's own, a provider that isn't known here,
-        an LM that is an object of its own.
     """
-    settings = spec.kwargs
-    if spec.pickled is not None or settings.get("engine", "auto") not in _ENGINES:
+    names = " or ".join(missing_variables(spec, environment))
+    if not names:
         return None
-    if any(settings.get(name) for name in ("api_key", "api_base", "base_url", "headers", "extra_headers")):
-        return None
-    if settings.get("custom_llm_provider") or settings.get("azure_ad_token_provider"):
-        return None
-    provider = _provider(spec.model)
-    prefix = provider.upper()
-    if any(environment.get(f"{prefix}_{name}") for name in ("API_BASE", "BASE_URL")):
-        return None
-    variables = _variables(provider, through_litellm=_through_litellm(spec))
-    if not variables or any(environment.get(name) for name in variables):
-        return None
-    names = " or ".join(variables)
     return (
         f"the LM {spec.model[:80]!r} has no key: {names} is not set. Set it in the workers' environment (env= of the "
         f"pool or worker group, or before the pool is opened), or give the LM an api_key"
     )
+
+
+def missing_variables(spec: LMSpec, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The variables of which one would have to be set, for an LM that will have no key.
+
+    Args:
+        spec: the LM.
+        environment: that of the process which asks it.
+
+    Returns:
+        Their names; empty where there is a key, or where none can be known to be needed: a server of one's own
+        (api_base), headers of one's own, a provider that isn't known here, an LM that is an object of its own.
+    """
+    settings = spec.kwargs
+    if spec.pickled is not None or settings.get("engine", "auto") not in _ENGINES:
+        return ()
+    if any(settings.get(name) for name in ("api_key", "api_base", "base_url", "headers", "extra_headers")):
+        return ()
+    if settings.get("custom_llm_provider") or settings.get("azure_ad_token_provider"):
+        return ()
+    provider = _provider(spec.model)
+    prefix = provider.upper()
+    if any(environment.get(f"{prefix}_{name}") for name in ("API_BASE", "BASE_URL")):
+        return ()
+    variables = _variables(provider, through_litellm=_through_litellm(spec))
+    return () if any(environment.get(name) for name in variables) else variables
 
 
 def _provider(model: str) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from dspool.pool.lm_specs import lm_spec
+from dspool.protocol.lm_keys import LITELLM, LITELLM_ALSO, NATIVE, missing_key
 from dspool.protocol.messages import LMSpec
-from dspool.supervisor.lm_keys import LITELLM, LITELLM_ALSO, NATIVE, missing_key
 
 pytestmark = pytest.mark.unit
 

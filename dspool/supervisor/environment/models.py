@@ -1,0 +1,80 @@
+"""Language models: whether there is a key, and which variables make their first call expensive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dspool.protocol.lm_keys import missing_key
+from dspool.protocol.messages import DefinedProgram, LMSpec, SignatureProgram
+from dspool.supervisor.environment.asked import Asked, Finding, Program, failed, good, warning
+
+LITELLM_COSTS = "3 s at the first call and 140 MB in each worker"
+
+
+def lm(asked: Asked) -> list[Finding]:
+    """Whether LM and adapter can be sent to a worker at all."""
+    wrong = [failed(text, f"correct {option}=") for option, text in asked.problems.items()]
+    if wrong:
+        return wrong
+    if asked.lm is not None:
+        return [good(name_of(asked.lm))]
+    told = "the pool has none: each call uses the one that its caller configured, or passes"
+    in_need = [program.label for program in asked.programs if _needs_lm(program)]
+    if in_need:
+        return [warning(f"{told}; {', '.join(in_need)} can't do without", "pass lm= to the pool, or to each call")]
+    return [good(told)]
+
+
+def _needs_lm(program: Program) -> bool:
+    spec = program.program and program.program.spec
+    return isinstance(spec, SignatureProgram) or (isinstance(spec, DefinedProgram) and not getattr(spec, "lm", None))
+
+
+def lm_key(asked: Asked) -> list[Finding]:
+    """Whether each configured LM has a key, as far as that can be known without a call."""
+    findings: dict[Finding, None] = {}
+    for kind in asked.kinds():
+        for spec in asked.lms().values():
+            findings[_key(spec, kind.environment, kind.preload)] = None
+    return list(findings) or [good("no LM is configured that could need one")]
+
+
+def _key(spec: LMSpec, environment: Mapping[str, str], preload: tuple[str, ...]) -> Finding:
+    lacks = missing_key(spec, environment)
+    if lacks is None:
+        return good("has a key, or needs none that is known of here", name_of(spec))
+    reason, _, advice = lacks.removeprefix(f"the LM {spec.model[:80]!r} ").partition(". ")
+    if preload:
+        return warning(f"{reason}, unless a preload module sets it ({', '.join(preload)})", advice, name_of(spec))
+    return failed(reason, advice, name_of(spec))
+
+
+def lm_gateway(asked: Asked) -> list[Finding]:
+    """Variables that name a provider's address: DSPy hands such calls to litellm, which takes its time to import."""
+    found: dict[str, Finding] = {}
+    for kind in asked.kinds():
+        for provider in sorted({_provider(spec) for spec in asked.lms().values()} or {"OPENAI"}):
+            for name in (f"{provider}_API_BASE", f"{provider}_BASE_URL"):
+                if kind.environment.get(name):
+                    found[name] = _gateway(name, "litellm" in kind.preload)
+    return list(found.values()) or [good("no variable sends calls by way of litellm")]
+
+
+def _gateway(name: str, preloaded: bool) -> Finding:
+    told = f"{name} is set: DSPy sends such calls by way of litellm"
+    if preloaded:
+        return good(f"{told}, which preload= has imported before")
+    return warning(
+        f"{told}, whose import takes {LITELLM_COSTS}",
+        f"unset {name} and pass the address to the LM as api_base=, which DSPy's own client takes; or say "
+        "preload=['litellm'], so that it is imported once",
+    )
+
+
+def _provider(spec: LMSpec) -> str:
+    return spec.model.partition("/")[0].upper() if spec.pickled is None else ""
+
+
+def name_of(spec: LMSpec) -> str:
+    """An LM as people know it; its arguments may hold a key and aren't shown."""
+    return spec.model or "an LM object"
