@@ -73,6 +73,7 @@ class PoolFront:
     ) -> None:
         self.options = PoolOptions.build(options, overrides)
         self._timeout_s = c.INFINITY if self.options.timeout_s is None else self.options.timeout_s
+        self._cancellable = self.options.execution == "async"
         self._launcher = launcher
         self._control: ControlPlane | None = None
 
@@ -237,6 +238,7 @@ class PoolFront:
             _NO_LABELS if require is None else _labels(require),
             priority,
             path.queue_deadline(options, deadline, now),
+            cancellable=self._cancellable,
         )
 
     def _prepare_checkout(

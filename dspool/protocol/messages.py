@@ -222,6 +222,8 @@ class BootConfig(msgspec.Struct, omit_defaults=True):
     max_frame_bytes: int = 64 * 2**20
     required_packages: list[str] = []
     """What has to be installed there; empty where the manager has looked already, as it runs the same interpreter."""
+    on_loop: bool = False
+    """Run async programs on the worker's event loop, where they can be cancelled."""
 
 
 class StreamArgs(msgspec.Struct, omit_defaults=True, frozen=True):

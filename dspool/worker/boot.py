@@ -140,7 +140,7 @@ class Worker:
         programs = ProgramTable(loader.load, config.max_programs)
         for program in config.warm:
             programs.create(program.program_id, program.spec)
-        return Calls(programs, self._main_thread, self._secrets)
+        return Calls(programs, self._main_thread, self._secrets, on_loop=config.on_loop)
 
     def _description(self) -> dict[str, Any]:
         return {
