@@ -56,7 +56,8 @@ class AsyncPool(PoolFront):
             answer = await pool.run("question -> answer", {"question": "..."})
 
     The names, arguments, values and errors are Pool's. Cancelling a task that runs a call ends the call: one that waits
-    is forgotten, one that was sent costs its worker, which is replaced (with slots > 1: its slot is given up).
+    is forgotten, one that was sent costs its worker, which is replaced (with slots > 1: its slot is given up). Streams,
+    and all calls with execution="async", are cancelled in the worker, which is kept.
 
     Args:
         options: a PoolOptions; keywords override it.
