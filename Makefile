@@ -10,6 +10,7 @@ SHELL := /bin/sh
 
 PYTHON ?= python3
 SEEDS ?= 1000
+JOBS ?= 2
 SEED ?= 1
 # Newest versions by default; `make lock LOCK_ARGS=` keeps every pin that still fits pyproject.toml.
 LOCK_ARGS ?= --upgrade
@@ -88,7 +89,7 @@ PIP_FAILED = { echo "dspool: pip could not install $(1); its own message is abov
 help: ## list the targets
 	@echo "Targets (each makes .venv by itself when it needs it):"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
-	@echo "Variables: PYTHON=python3.12 (what .venv is made of), ARGS=\"...\" (passed on), SEEDS=1000, SEED=1."
+	@echo "Variables: PYTHON=python3.12 (what .venv is made of), ARGS=\"...\" (passed on), SEEDS=1000, SEED=1, JOBS=2."
 	@echo "The benchmarks make .venv-bench for the peers they measure against; one script: make bench ONLY=calls,"
 	@echo "its options: make bench ONLY=calls ARGS=--help. How to read them: docs/how-to/benchmark.md."
 
@@ -127,8 +128,8 @@ demo: $(STAMP) ## the main job on four workers, one of which is killed half-way 
 	@$(VENV)/bin/dspool demo $(ARGS)
 
 .PHONY: test
-test: $(STAMP) ## every test (ARGS are pytest's, as in ARGS="-k lease -x")
-	@$(PY) -m pytest $(ARGS)
+test: $(STAMP) ## every test, JOBS=2 files at a time (ARGS are pytest's, as in ARGS="-k lease -x")
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # The pages of docs/ are not ruff's: build_reference.py writes them.
 SOURCES := $(wildcard dspool tests benchmarks examples docs/*.py)
@@ -164,6 +165,12 @@ soak: $(STAMP) ## the same with the numbers of docs/explanation/reliability.md, 
 cpython-suite: $(STAMP) ## CPython's own tests of executors against ours (exit code 2: this Python has none)
 	@$(PY) -m tests.cpython $(ARGS)
 
+# DSPY_SOURCE is a checkout of DSPy; its tests are not ours to keep, so nothing here runs without one.
+DSPY_SOURCE ?=
+.PHONY: dspy-suite
+dspy-suite: $(STAMP) ## DSPy's own tests with every module under pool.wrap (DSPY_SOURCE=path/to/dspy, a checkout of it)
+	@$(PY) -m tests.dspy_suite "$(DSPY_SOURCE)" $(ARGS)
+
 .PHONY: coverage
 coverage: $(STAMP) ## branches of pool/core and protocol that the unit tests reach: all, or it fails
 	@$(PY) -m coverage run -m pytest -m unit tests/unit
@@ -179,7 +186,7 @@ BENCH_VENV := .venv-bench
 BENCH_PY := $(BENCH_VENV)/bin/python
 BENCH_PIP := $(BENCH_PY) -m pip --disable-pip-version-check --no-input -qq
 BENCH_STAMP := $(BENCH_VENV)/.installed-$(shell { pwd; cat $(BENCH_LOCK) pyproject.toml; } 2>/dev/null | cksum | cut -d' ' -f1)
-BENCHMARKS := calls throughput payload starts dspy_calls streams
+BENCHMARKS := calls throughput payload starts dspy_calls evaluate streams
 
 $(BENCH_STAMP): | $(STAMP)
 	@echo "dspool: bringing $(BENCH_VENV) up to date with the $$(grep -c '^[a-zA-Z]' $(BENCH_LOCK)) packages of $(BENCH_LOCK); the first time takes a minute or two"

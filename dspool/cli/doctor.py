@@ -6,6 +6,7 @@ import json
 import os
 import textwrap
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -49,25 +50,15 @@ def doctor(programs: tuple[str, ...], as_json: bool, start: bool, settings: Sett
     """Say what is wrong with the environment."""
     import_from_current_folder()
     options = settings.with_defaults(verbose=SILENT).options_of_pool(name="doctor")
-    from dspool.pool.environment import look
-    from dspool.types import Check, EnvironmentReport
+    from dspool.pool.environment import report_on
 
-    with_details = bool(click.get_current_context().meta[TRACEBACK])
-    if not as_json:
-        click.echo(f"A pool of {options.size} workers, slots={options.slots}, start method {options.start_method}:")
-    checks: list[Check] = []
-    skipped: dict[str, None] = {}
-    for found in look(options, programs, start=start):
-        if not isinstance(found, Check):
-            skipped[found] = None
-            continue
-        checks.append(found)
-        if not as_json:
-            show(found, with_details=with_details)
-    report = EnvironmentReport(pool=options.name, checks=tuple(checks), skipped=tuple(skipped))
     if as_json:
+        report = report_on(options, programs, start=start)
         click.echo(as_text(report))
     else:
+        click.echo(f"A pool of {options.size} workers, slots={options.slots}, start method {options.start_method}:")
+        with_details = bool(click.get_current_context().meta[TRACEBACK])
+        report = report_on(options, programs, start=start, tell=partial(show, with_details=with_details))
         click.echo(summary(report))
     return ExitCode.OK if report.ok else ExitCode.ENVIRONMENT
 

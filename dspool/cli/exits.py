@@ -94,7 +94,7 @@ def explain(error: BaseException, *, with_traceback: bool = False) -> str:
     """One paragraph for people; with a traceback before it, the remote one included, where one is asked for."""
     kind = type(error).__name__
     message = _without_stacks(str(error))
-    told = " ".join(message.split()) or kind
+    told = _in_the_commands_words(" ".join(message.split()) or kind)
     if exit_code_of(error) is ExitCode.INTERNAL:
         told = f"internal error, {kind}: {told}"
         has_more = True
@@ -111,12 +111,13 @@ def explain(error: BaseException, *, with_traceback: bool = False) -> str:
 
 
 def _without_stacks(message: str) -> str:
-    """A message that brings the worker's traceback or stacks along, as a person at a terminal needs it.
-
-    What it advises to pass is named as the commands' options are.
-    """
+    """A message that brings the worker's traceback or stacks along, as a person at a terminal needs it."""
     told = re.split(r"\s*(?:In the worker:\s*)?Traceback \(most recent call last\)", message, maxsplit=1)[0]
-    told = re.split(r"\n(?:Current thread|Thread) 0x", told, maxsplit=1)[0]
+    return re.split(r"\n(?:Current thread|Thread) 0x", told, maxsplit=1)[0]
+
+
+def _in_the_commands_words(told: str) -> str:
+    """What a message advises to pass, as the commands' options are named."""
     for argument, option in _OPTIONS.items():
-        told = told.replace(argument, option)
+        told = re.sub(rf"(?<!\w){re.escape(argument)}(?!\w)", option, told)
     return told

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from typing import Any
 
@@ -13,8 +12,6 @@ PROGRAM_HELP = """PROGRAM is a DSPy signature, such as "question -> answer" or "
 or a DSPy module, a signature class or a plain function by its import path, "package.module:attribute". The current
 folder can be imported from."""
 
-_IMPORT_PATH = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
-
 
 def check_program(program: str, lm: Any) -> None:
     """Refuse what can't be a program before workers are started for it; make the current folder importable.
@@ -22,13 +19,15 @@ def check_program(program: str, lm: Any) -> None:
     Raises:
         UsageError: it is neither a signature nor an import path, or a signature without an LM.
     """
+    from dspool.protocol.definitions import IMPORT_PATH
+
     if "->" in program:
         if lm is None:
             raise click.UsageError(
                 f"the signature {program!r} needs a language model: --lm provider/model, or --lm offline for the "
                 "embedded stand-in, which needs no key"
             )
-    elif not _IMPORT_PATH.fullmatch(program):
+    elif not IMPORT_PATH.fullmatch(program):
         raise click.UsageError(
             f"{program!r} is neither a signature (question -> answer) nor an import path (package.module:attribute)"
         )

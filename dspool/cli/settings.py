@@ -45,7 +45,11 @@ def _pool_options(ctx: click.Context, param: click.Parameter, words: Sequence[st
         name, equals, text = word.partition("=")
         if not (name and equals):
             raise click.BadParameter(f"{word!r} is not of the form NAME=VALUE")
-        options[name] = json_or_text(text)
+        options[name] = value = json_or_text(text)
+        if value == text and text[0] in "[{":
+            raise click.BadParameter(
+                f"{word!r:.200} begins like JSON and is none. Quote all of it for the shell: -O '{name}=[\"...\"]'"
+            )
     return options
 
 

@@ -262,6 +262,12 @@ class AsyncPool(PoolFront):
         driver, resolved, steps = self._prepare_stream(program, inputs, fields, status, as_run)
         return AsyncStream(self, driver, resolved, steps)
 
+    def wrap(self, program: Any, **as_run: Any) -> Any:
+        """As Pool.wrap(), for `await module.acall(...)` in this pool's loop; calling the module is a PoolError."""
+        from dspool.pool.wrapped import Way, wrap
+
+        return wrap(self, program, as_run, Way(None, lambda _, steps: self._drive(steps)))
+
     async def checkout(
         self,
         *,

@@ -316,8 +316,8 @@ class Pool(PoolFront):
             inputs: as run().
             fields: the output fields to give, "answer" or "predictor.answer"; None: every text field of every
                 predictor. Those of other types come as the LM writes them.
-            status: DSPy's status messages: True: its default ones, on tools; False: none; a StatusMessageProvider, or
-                its import path, "package.module:attribute".
+            status: DSPy's status messages: True: its default ones, on tools; False: none; a StatusMessageProvider,
+                something that makes one when called, or the import path of either, "package.module:attribute".
             as_run: run()'s keywords. An idempotent call is sent again only if no piece of it had come.
 
         Returns:
@@ -331,6 +331,29 @@ class Pool(PoolFront):
         """
         driver, resolved, steps = self._prepare_stream(program, inputs, fields, status, as_run)
         return Stream(self, driver, resolved, steps)
+
+    def wrap(self, program: Any, **as_run: Any) -> Any:
+        """The program as a dspy.Module that runs on this pool: one line in front of Evaluate, Parallel or an optimizer.
+
+            evaluate(pool.wrap(program))
+
+        The wrapper shares the program's attributes: what is done to one is done to both, and copies are independent.
+        Calls go by the caller's DSPy settings as they would in this process: lm, adapter, track_usage, trace, history.
+        The pool's LM and adapter fill in where the caller has none.
+
+        Args:
+            program: a dspy.Module; or a signature, for dspy.Predict over it.
+            as_run: run()'s keywords, for every call.
+
+        Returns:
+            A module of the program's own class. Calling it blocks; `acall` may be awaited on any event loop.
+
+        Raises:
+            OptionsError: it is no DSPy program; or a keyword is unknown.
+        """
+        from dspool.pool.wrapped import Way, awaited_beside, wrap
+
+        return wrap(self, program, as_run, Way(drive, awaited_beside(drive)))
 
     def checkout(
         self,

@@ -69,7 +69,10 @@ def read(definition: Mapping[str, Any], *, allow_pickle: bool = False) -> Define
     parsed = parse({**others, **plain}, allow_imports=True)
     if parsed.misspelt:
         raise DefinitionError(parsed.misspelt[0])
-    key = blake2b(msgspec.msgpack.encode(parsed), digest_size=16)
+    try:
+        key = blake2b(msgspec.msgpack.encode(parsed), digest_size=16)
+    except UnicodeEncodeError as error:  # half of a character
+        raise DefinitionError(f"the definition holds text that is none: {error}") from None
     key.update(msgspec.msgpack.encode((spec and spec.digest, pickled)))
     name = parsed.signature.name or parsed.program.rpartition(":")[2] or parsed.program_type
     schemas = any(isinstance(field.type, dict) for field in parsed.signature.inputs + parsed.signature.outputs)

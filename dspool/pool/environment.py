@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from anyio.from_thread import start_blocking_portal
 
-from dspool.errors import DspoolError
+from dspool.errors import DspoolError, OptionsError
 from dspool.options import PoolOptions
 from dspool.pool.programs import ProgramStore
 from dspool.pool.starts import asked_of
@@ -50,26 +50,35 @@ def check_environment(
         The report. `ok` is whether nothing failed; `failed` and `warnings` are the checks that say what and why.
 
     Raises:
-        OptionsError: an option is unknown or out of range.
+        OptionsError: an option is unknown or out of range, or `programs` is no list.
         KeyboardInterrupt: as it is; nothing is left running then either.
     """
-    options = PoolOptions.build(options, overrides)
+    if isinstance(programs, str | Mapping) or not isinstance(programs, Iterable):
+        raise OptionsError(f"programs is a list, also of one: programs=[{programs!r:.80}]")
+    if "program" in overrides:
+        raise OptionsError("unknown option 'program'; programs= takes a list of them")
+    return report_on(PoolOptions.build(options, overrides), programs, start=start, launcher=launcher)
+
+
+def report_on(
+    options: PoolOptions,
+    programs: Iterable[Any],
+    *,
+    start: bool,
+    launcher: Launcher | None = None,
+    tell: Callable[[Check], object] = lambda check: None,
+) -> EnvironmentReport:
+    """The same for options that were read; `tell` is told each check as soon as it is made."""
     checks: list[Check] = []
     skipped: dict[str, None] = {}
-    for found in look(options, programs, start=start, launcher=launcher):
+    asked = asked_of(options, tuple(_programs(options, programs)), launcher)
+    for found in environment.look(asked, _try_start if start else None):
         if isinstance(found, Check):
             checks.append(found)
+            tell(found)
         else:
             skipped[found] = None
     return EnvironmentReport(pool=options.name, checks=tuple(checks), skipped=tuple(skipped))
-
-
-def look(
-    options: PoolOptions, programs: Iterable[Any], *, start: bool, launcher: Launcher | None = None
-) -> Iterator[Check | str]:
-    """The same check by check; a name is that of a check that is not made."""
-    asked = asked_of(options, tuple(_programs(options, programs)), launcher)
-    yield from environment.look(asked, _try_start if start else None)
 
 
 def _programs(options: PoolOptions, programs: Iterable[Any]) -> Iterator[Program]:

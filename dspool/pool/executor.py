@@ -20,6 +20,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import fields
 from functools import partial
 from itertools import islice
 from types import TracebackType
@@ -27,6 +28,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from dspool.errors import EncodeError, OptionsError
 from dspool.logs import get_logger
+from dspool.options import PoolOptions, did_you_mean
 from dspool.pool.blocking import Pool
 from dspool.pool.executor_calls import Call, Dispatcher, ExecutorBroken, SubmittedFuture
 from dspool.pool.interrupts import guarded
@@ -52,6 +54,7 @@ _INSTEAD = {
     "max_tasks_per_child": "max_requests= says after how many calls a worker is replaced",
     "workers": "max_workers= says how many",
 }
+_OWN_OPTIONS = {"max_workers", "initializer", "initargs", "pool", "unpickle_results"}
 
 _dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
 _exiting = False
@@ -81,6 +84,7 @@ class Executor(concurrent.futures.Executor):
 
     Raises:
         OptionsError: an option is unknown or out of range. It is a ValueError.
+        TypeError: the initializer can't be called.
         EncodeError: the initializer can't be pickled.
     """
 
@@ -103,9 +107,11 @@ class Executor(concurrent.futures.Executor):
             raise OptionsError(f"pool={pool!r} has its own workers and options; leave out {given}")
         if max_workers is not None and isinstance(max_workers, int) and max_workers <= 0:
             raise OptionsError(f"max_workers must be greater than 0; it is {max_workers!r}")
-        for name, instead in _INSTEAD.items():
-            if name in options:
-                raise OptionsError(f"an Executor has no option {name!r}: {instead}")
+        if isinstance(max_workers, Pool):
+            raise OptionsError("the first argument is max_workers; a pool goes by its name: Executor(pool=pool)")
+        if max_workers is not None and not isinstance(max_workers, int):
+            raise OptionsError(f"max_workers must be a whole number; it is {max_workers!r:.80}")
+        _check_names(options)
         entry = Entry(uuid.uuid4().hex, _pickled_initializer(initializer, tuple(initargs)), bool(unpickle_results))
         own = pool is None
         if pool is None:
@@ -115,7 +121,7 @@ class Executor(concurrent.futures.Executor):
             pool = Pool(workers=max_workers, **options)
         self.pool = pool
         """The pool that runs the calls, for stats(), health() and workers()."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler's shutdown() may come in the middle of submit()
         self._closed = False
         self._dispatcher = Dispatcher(pool, entry, own=own, has_initializer=initializer is not None)
         self._end = weakref.finalize(self, self._dispatcher.finish)
@@ -157,10 +163,15 @@ class Executor(concurrent.futures.Executor):
             if _exiting:
                 raise RuntimeError("cannot schedule new futures after interpreter shutdown")
             if not dispatcher.started:
-                dispatcher.start()
-                _dispatchers.add(dispatcher)
+                self._start()
             dispatcher.put(Call(future, fn, args, kwargs))
         return future
+
+    def _start(self) -> None:
+        self._dispatcher.start()
+        _dispatchers.add(self._dispatcher)
+        if self._closed:  # by a signal handler meanwhile, when there was nobody to tell
+            self._dispatcher.finish()
 
     def map(
         self,
@@ -227,6 +238,18 @@ class Executor(concurrent.futures.Executor):
             self._dispatcher.finish(cancel="all")
         self.shutdown(wait=True)
         return False
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    """Refuse an option that an executor doesn't have, in its own words rather than its pool's."""
+    known = {entry.name for entry in fields(PoolOptions)} - _INSTEAD.keys() | _OWN_OPTIONS
+    for name in options:
+        if name in _INSTEAD:
+            raise OptionsError(f"an Executor has no option {name!r}: {_INSTEAD[name]}")
+        if name not in known:
+            raise OptionsError(
+                f"an Executor has no option {name!r}{did_you_mean(name, known)} There are {', '.join(sorted(known))}"
+            )
 
 
 def _pickled_initializer(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bytes | None:

@@ -38,6 +38,7 @@ from dspool.pool.threads import start_thread
 from dspool.pool.waits import ThreadWaits, drive_async
 from dspool.protocol.messages import ErrorInfo, ExecuteArgs, Response
 from dspool.protocol.requests import encode_request
+from dspool.signals import let_through
 from dspool.types import ExitReport
 
 T = TypeVar("T")
@@ -75,12 +76,19 @@ class SubmittedFuture(concurrent.futures.Future[T]):
         Returns:
             Whether the future is cancelled now; False: the call was over.
         """
-        if not super().cancel():
-            return False
-        dispatcher = self._dispatcher
-        if dispatcher is not None and self._under_way:
-            dispatcher.give_up(self)
-        return True
+        try:
+            return super().cancel()
+        finally:  # also where a callback of the caller's ends this thread, or Ctrl-C comes here
+            dispatcher = self._dispatcher
+            if dispatcher is not None and self._under_way and self.cancelled():
+                dispatcher.give_up(self)
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
+        """Call `fn` with the future when its call is over; at once where it is.
+
+        What `fn` raises is logged, as the standard does it, and harms no other call: sys.exit() in it, too.
+        """
+        super().add_done_callback(partial(_call_back, fn))
 
     def __repr__(self) -> str:
         text = super().__repr__()
@@ -95,6 +103,22 @@ class SubmittedFuture(concurrent.futures.Future[T]):
             self.set_exception(error)
         else:
             self.set_result(value)
+
+
+class _Thread(threading.Thread):
+    """The thread of a dispatcher, so that a callback can tell that it runs there."""
+
+
+def _call_back(fn: Callable[[concurrent.futures.Future[T]], object], future: concurrent.futures.Future[T]) -> None:
+    """What a future's callback raises beyond Exception would end the thread that calls it, and every call with that."""
+    try:
+        fn(future)
+    except Exception:
+        raise
+    except BaseException as error:
+        if not isinstance(threading.current_thread(), _Thread):
+            raise  # the caller's own thread, in cancel() or of a future that was done
+        raise RuntimeError(f"a future's callback raised {type(error).__name__}: {error}") from error
 
 
 class Call(Generic[T]):
@@ -121,8 +145,23 @@ class Call(Generic[T]):
         try:
             return name, _pickled(call)
         except BaseException as error:  # SystemExit too, of an object's own __reduce__
-            what = culprit(call, f"(function, args, kwargs) of {name}") if isinstance(error, Exception) else repr(error)
+            what = _culprit(call) if isinstance(error, Exception) else repr(error)
             raise EncodeError(f"pool {pool!r}: a call of {name} can't be pickled, because of {what}") from error
+
+
+def _culprit(call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> str:
+    """Which part of a call can't be pickled, and why, in the words of who submitted it."""
+    function, args, kwargs = call
+    parts = [("the function", function)]
+    parts += [(f"its argument {number}", each) for number, each in enumerate(args, 1)]
+    parts += [(f"its argument {name!r:.60}", each) for name, each in kwargs.items()]
+    for label, part in parts:
+        try:
+            pickled(part)
+        except Exception as error:
+            let_through(error)
+            return culprit(part, label)
+    return culprit(call, "all of it")
 
 
 def _pickled(call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> bytes:
@@ -197,7 +236,7 @@ class Dispatcher:
         else:
             self.pool._driver.check_usable()
         self._pid = os.getpid()
-        thread = threading.Thread(target=self._main, name=f"dspool-executor-{self.pool.name}", daemon=True)
+        thread = _Thread(target=self._main, name=f"dspool-executor-{self.pool.name}", daemon=True)
         start_thread(thread, self.pool.name, otherwise=self._close_own)
         self._thread = thread
         self._ready.wait()
@@ -343,7 +382,7 @@ class Dispatcher:
     async def _run(self, call: Call[Any]) -> Outcome:
         """One call, from the queue to its result or error. Cancelled, it is given up by its own steps."""
         try:
-            return await self._result(call), None
+            return await self._result(call)
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # SystemExit too, where it is the function's own
@@ -359,7 +398,7 @@ class Dispatcher:
         del value, failure
         self._take()
 
-    async def _result(self, call: Call[Any]) -> Any:
+    async def _result(self, call: Call[Any]) -> Outcome:
         pool = self.pool
         control = pool._opened
         driver, limit = control.driver, pool.options.max_frame_bytes
@@ -382,19 +421,20 @@ class Dispatcher:
         response, worker_id = await drive_async(steps, self._waits)
         return self._value(program, response, worker_id)
 
-    def _value(self, program: Program, response: Response, worker_id: int) -> Any:
-        """What the function returned; raises what it raised."""
+    def _value(self, program: Program, response: Response, worker_id: int) -> Outcome:
+        """What the function returned or raised. That is not raised here: a coroutine makes something else of a
+        StopIteration or a CancelledError of the function's own."""
         if not response.success:
             info = response.error_info or ErrorInfo("program_error", response.error or "unknown error")
             data = info.details.pop("pickle", None)
             failure = program_error(program, _told(info), pool=self.pool.name, worker_id=worker_id)
-            raise _rebuilt(data, failure) if isinstance(data, bytes) else failure
+            return None, _rebuilt(data, failure) if isinstance(data, bytes) else self._judged(failure)
         assert isinstance(response.result, dict)
         value = response.result["value"]
         if not self._entry.pickles:
-            return value
+            return value, None
         try:
-            return pickle.loads(value)
+            return pickle.loads(value), None
         except BaseException as error:  # SystemExit too, of the object's own
             raise ProgramError(
                 f"pool {self.pool.name!r}, worker {worker_id}: {program.label} ran, but its result can't be unpickled "
@@ -432,10 +472,10 @@ def _rebuilt(data: bytes, failure: ProgramError) -> BaseException:
     """The function's own exception, from the ProgramError; that alone where the exception can't be rebuilt here."""
     try:
         error = pickle.loads(data)
+        if not isinstance(error, BaseException):
+            return failure
+        error.__cause__ = failure
     except BaseException as reason:
         failure.add_note(f"Its class could not be rebuilt here: {type(reason).__name__}: {reason}")
         return failure
-    if not isinstance(error, BaseException):
-        return failure
-    error.__cause__ = failure
     return error

@@ -1,4 +1,4 @@
-"""What can be read off a program before it runs: the modules it consists of, its name, the types of its outputs.
+"""What can be read off a program before it runs: its name, the types of its outputs.
 
 Pure looking: nothing is called on the user's objects, nothing is changed, dspy is not imported.
 """
@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import ast
 import functools
-import itertools
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 from dspool.pool.identity import loaded_dspy
 
 MAX_LABEL_CHARS = 100
-_NOT_PARTS = frozenset({"history", "callbacks", "demos", "traces", "train"})
-_DEPTH, _ITEMS = 4, 1000
 
 
 def unreadable(signature: str) -> str | None:
@@ -49,28 +45,6 @@ def module_label(module: Any, modules: Iterable[Any]) -> str:
     if own and signatures and (signatures[0] is vars(module).get("signature") or len(signatures) == 1):
         name = f"{name}({signatures[0].signature})"
     return name if len(name) <= MAX_LABEL_CHARS else name[: MAX_LABEL_CHARS - 3] + "..."
-
-
-def modules_in(root: Any) -> list[Any]:
-    """A DSPy module and all those in it, through lists, tuples and dicts too, each once."""
-    (kind,) = loaded_dspy("Module")
-    found: list[Any] = []
-    seen, waiting = {id(root)}, deque([(root, 0)])
-    while waiting:
-        thing, depth = waiting.popleft()
-        if isinstance(thing, kind):
-            found.append(thing)
-            depth = 0
-            parts: Iterable[Any] = [part for name, part in vars(thing).items() if name not in _NOT_PARTS]
-        elif type(thing) in (list, tuple, dict) and depth <= _DEPTH:
-            parts = itertools.islice(thing.values() if type(thing) is dict else thing, _ITEMS)
-        else:
-            continue
-        for part in parts:
-            if id(part) not in seen:
-                seen.add(id(part))
-                waiting.append((part, depth + 1))
-    return found
 
 
 def output_fields(modules: Iterable[Any]) -> dict[str, Any]:

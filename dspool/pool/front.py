@@ -26,7 +26,7 @@ from dspool.pool.programs import Program
 from dspool.pool.results import NOT_RUN, load_error, program_error, result_of
 from dspool.pool.steps import Steps
 from dspool.pool.streams import stream_args
-from dspool.protocol.messages import CreateArgs, ErrorInfo, ExecuteArgs, Response, StreamArgs
+from dspool.protocol.messages import Caller, CreateArgs, ErrorInfo, ExecuteArgs, Response, StreamArgs
 from dspool.protocol.requests import encode_request
 from dspool.protocol.values import to_plain
 from dspool.supervisor.launch import Launcher
@@ -145,6 +145,7 @@ class PoolFront:
         require: str | Iterable[str] | None,
         lm: Any,
         idempotent: bool,
+        caller: Caller | None = None,
         stream: StreamArgs | None = None,
     ) -> Prepared:
         now = time.monotonic()
@@ -152,7 +153,9 @@ class PoolFront:
         driver = control.driver
         resolved = control.programs.resolve(program)
         deadline = now + self._timeout_s if timeout_s is ... else self._deadline(timeout_s, now)
-        frame = self._encode(control, resolved, inputs, lm, session, timed=deadline != c.INFINITY, stream=stream)
+        frame = self._encode(
+            control, resolved, inputs, lm, session, timed=deadline != c.INFINITY, caller=caller, stream=stream
+        )
         checkout = self._checkout(
             next(driver.ids), now, deadline, resolved.program_id, session, affinity, on_session_lost, priority, require
         )
@@ -174,11 +177,13 @@ class PoolFront:
         stream = stream_args(fields, status)
         return self._prepare(program, inputs, stream=stream, **{**_RUN_DEFAULTS, **as_run})
 
-    def _prepare_row(self, program: Any, row: Mapping[str, Any], as_run: Mapping[str, Any]) -> Prepared:
-        """A row of map(): run()'s arguments with run()'s defaults."""
+    def _prepare_row(
+        self, program: Any, row: Mapping[str, Any], as_run: Mapping[str, Any], caller: Caller | None = None
+    ) -> Prepared:
+        """A row of map(), or a wrapped module's call: run()'s arguments with run()'s defaults."""
         if unknown := [name for name in as_run if name not in _RUN_DEFAULTS]:
             raise unknown_argument("map", unknown, (*MAP_ARGUMENTS, *RUN_ARGUMENTS))
-        return self._prepare(program, row, **{**_RUN_DEFAULTS, **as_run})
+        return self._prepare(program, row, **{**_RUN_DEFAULTS, **as_run}, caller=caller)
 
     def _encode(
         self,
@@ -189,17 +194,19 @@ class PoolFront:
         session: str | None,
         *,
         timed: bool,
+        caller: Caller | None = None,
         stream: StreamArgs | None = None,
     ) -> bytearray:
         spec = lm_spec(lm) if lm is not None else None
-        if spec is None and control.lm is None and "dspy" in modules:
+        if spec is None and (control.lm is None or caller is not None) and "dspy" in modules:
             spec = ambient_spec()
-        if spec is not None and spec.digest not in control.lm_keys.seen:
-            control.lm_keys.look(spec)
+        for each in (spec, None if caller is None else caller.lm):
+            if each is not None and each.digest not in control.lm_keys.seen:
+                control.lm_keys.look(each)
         try:
             if type(inputs) is not dict:
                 inputs = _as_inputs(inputs)
-            args = ExecuteArgs(program.program_id, to_plain(inputs, "inputs"), spec, stream)
+            args = ExecuteArgs(program.program_id, to_plain(inputs, "inputs"), spec, caller, stream)
             limit = self.options.max_frame_bytes
             return encode_request("execute_program", args, limit, deadline=timed, session=session)
         except EncodeError as error:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import copyreg
 import dis
 import enum
+import functools
 import os
 import re
 import sys
@@ -46,6 +47,11 @@ _CLASS_NOISE = frozenset(
 )
 LM_RECORDS = frozenset({"history", "callbacks", "_warned_zero_temp_rollout"})
 """What an LM object gathers or calls in this process; none of it is shipped."""
+_PARALLEL = (
+    *("num_threads", "max_errors", "access_examples", "return_failed_examples", "provide_traceback"),
+    *("disable_progress_bar", "timeout", "straggler_limit"),
+)
+"""The arguments of dspy.Parallel, each of which is an attribute of the same name."""
 _RANDOM_STAGE = re.compile("[0-9a-f]{16}")
 _GLOBAL_ACCESS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"})
 _HEAP_TYPE = 1 << 9
@@ -248,7 +254,9 @@ class _Walk:
     def _object(self, kind: type, value: Any) -> None:
         """By what its pickle would consist of: how it is made, its state, its items."""
         reducer = cloudpickle.Pickler.dispatch_table.get(kind) or copyreg.dispatch_table.get(kind)
-        reduced: Any = reducer(value) if reducer is not None else value.__reduce_ex__(4)
+        reduced: Any = parallel_reduced(value)
+        if reduced is None:
+            reduced = reducer(value) if reducer is not None else value.__reduce_ex__(4)
         if isinstance(reduced, str):
             self._parts("global", (getattr(value, "__module__", None), reduced, getattr(value, "__wrapped__", None)))
             return
@@ -266,6 +274,14 @@ def class_parts(cls: type) -> Iterator[tuple[str, Any]]:
             continue
         if not isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType):
             yield name, value
+
+
+def parallel_reduced(value: Any) -> tuple[Any, ...] | None:
+    """How a dspy.Parallel is made again: by its arguments, without a run's lock and event; None for anything else."""
+    kind: Any = type(value)
+    if kind not in loaded_dspy("Parallel"):
+        return None
+    return functools.partial(kind, **{name: getattr(value, name) for name in _PARALLEL}), ()
 
 
 def _steady(value: Any, state: dict[str, Any]) -> dict[str, Any]:

@@ -31,9 +31,18 @@ import cloudpickle
 import msgspec
 
 from dspool.errors import OptionsError
-from dspool.pool.identity import LM_RECORDS, class_parts, import_path, importable, loaded_dspy
+from dspool.pool.identity import (
+    LM_RECORDS,
+    class_parts,
+    import_path,
+    importable,
+    loaded_dspy,
+    parallel_reduced,
+)
 from dspool.pool.watch import Watch
+from dspool.protocol.lm_keys import provider_of
 from dspool.protocol.messages import LMSpec
+from dspool.protocol.secrets import secrets_in
 from dspool.signals import let_through
 
 MAX_REMEMBERED = 256
@@ -52,8 +61,6 @@ _DEFAULTS: dict[str, Any] = {
 """dspy.LM's own: left out, so that an LM and the bare name of its model are one where they mean the same."""
 _OFFLINE = ("offline", "offline/extractive")
 _UNCOMPARED = LM_RECORDS | {"provider", "_engine_store", "_engine_lock"}
-_PROVIDERS = {"gpt-": "openai", "o1-": "openai", "o3-": "openai", "claude-": "anthropic", "gemini-": "gemini"}
-"""Beginnings of models' names, for an error that says what to write."""
 _SEARCH_DEPTH = 8
 _PLAIN = (type(None), bool, int, float, str)
 
@@ -162,7 +169,7 @@ def _named(model: str) -> LMSpec:
         )
     if model and "/" not in model and model not in _OFFLINE:
         # Only what begins like a model's name is shown: the rest may be a key in the wrong place.
-        provider = next((name for word, name in _PROVIDERS.items() if model.startswith(word)), None)
+        provider = provider_of(model)
         wanted = f'"{provider}/{model:.80}"' if provider else '"provider/model", as in "openai/gpt-4o-mini"'
         raise OptionsError(
             f"lm names no provider; write {wanted}. A model that DSPy finds without one goes as a dict of dspy.LM's "
@@ -221,7 +228,8 @@ def _from_object(lm: Any) -> LMSpec:
     except Exception as error:
         let_through(error)
         raise OptionsError(f"the LM {type(lm).__qualname__} ({model}) can't be sent: {error}") from error
-    return LMSpec(_digest(model, data), model, pickled=data)
+    secrets = tuple(sorted(secrets_in(getattr(lm, "__dict__", {}))))
+    return LMSpec(_digest(model, data), model, pickled=data, secrets=secrets)
 
 
 def _arguments(lm: Any) -> dict[str, Any] | None:
@@ -335,6 +343,8 @@ class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, thing: Any) -> Any:  # called for every object that isn't plain data
         if isinstance(thing, type | types.FunctionType | types.ModuleType):
             self._send_by_value(thing if isinstance(thing, types.ModuleType) else sys.modules.get(thing.__module__))
+        elif (reduced := parallel_reduced(thing)) is not None:
+            return reduced
         elif id(thing) in self._without_lm:
             return _with_state(thing.__reduce_ex__(4), lm=None)
         elif is_lm(thing):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from dspool.errors import PoolError, ProgramExists
 from dspool.pool import defined
 from dspool.pool.program import Program
+from dspool.protocol.definitions import shown_signature
 from dspool.protocol.messages import DefinedProgram, LMSpec, PickledProgram, SignatureProgram
 
 MAX_NAMES = 10_000
@@ -45,7 +46,8 @@ class Registered(NamedTuple):
             case SignatureProgram(signature=text):
                 signature = text
             case DefinedProgram(definition=definition, lm=lm):
-                signature, lms, kind = definition.get("signature"), [lm], defined.kind_of(program.spec)
+                signature, lms = shown_signature(definition.get("signature")), [lm]
+                kind = defined.kind_of(program.spec)
             case PickledProgram(lms=by_predictor):
                 lms = by_predictor.values()
         runs = program.runs

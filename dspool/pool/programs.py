@@ -36,7 +36,7 @@ from typing import Any, NamedTuple, NoReturn
 from dspool.errors import EncodeError, ProgramNotFound
 from dspool.options import PoolOptions
 from dspool.pool import defined
-from dspool.pool.forms import callable_name, module_label, modules_in, output_fields, unreadable
+from dspool.pool.forms import callable_name, module_label, output_fields, unreadable
 from dspool.pool.identity import digest, loaded_dspy
 from dspool.pool.lm_specs import culprit, is_lm, lm_spec, pickled, stable_digest
 from dspool.pool.names import Candidate, Names, Registered
@@ -51,6 +51,7 @@ from dspool.protocol.messages import (
     PickledProgram,
     SignatureProgram,
 )
+from dspool.protocol.modules import modules_in
 from dspool.protocol.requests import encode_request
 from dspool.signals import let_through
 
@@ -113,10 +114,6 @@ class ProgramStore:
                 return remembered.program
         with self._lock:
             return self._learn(program)
-
-    def create(self, program_id: str, definition: Any, *, replace: bool = False) -> Program:
-        """prepare() and register() in one."""
-        return self.register(self.prepare(program_id, definition, replace=replace), replace=replace)
 
     def prepare(
         self, program_id: str, definition: Any, *, replace: bool = False, allow_pickle: bool = False

@@ -17,12 +17,14 @@ from collections.abc import Callable
 from typing import Any
 
 from dspool.errors import ProgramError
-from dspool.pool.forms import modules_in, output_fields
+from dspool.pool.forms import output_fields
 from dspool.pool.identity import loaded_dspy
 from dspool.pool.programs import Program
 from dspool.protocol.annotations import annotation
-from dspool.protocol.definitions import parse, parse_type
+from dspool.protocol.definitions import parse
+from dspool.protocol.field_types import parse_type
 from dspool.protocol.messages import DefinedProgram, ErrorInfo, ImportedProgram, Response, SignatureProgram
+from dspool.protocol.modules import modules_in
 from dspool.protocol.values import revive
 from dspool.signals import let_through
 

@@ -27,7 +27,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
-from dspool.protocol.field_types import DefinitionError as DefinitionError, parse_type as parse_type
+from dspool.protocol.field_types import DefinitionError as DefinitionError, parse_type
+from dspool.protocol.secrets import SECRET_FIELD
 
 Kind = Literal["predict", "chain_of_thought", "react", "best_of_n", "program"]
 InnerKind = Literal["predict", "chain_of_thought", "react", "program"]
@@ -64,7 +65,8 @@ KIND_INPUTS = {
 KIND_OUTPUTS = {"react": frozenset({"trajectory"})}
 """What a kind adds to its signature, or takes for itself."""
 
-_SECRET = re.compile(r"key|token(?!s)|secret|passw|auth|credential|cookie|header", re.IGNORECASE)
+_WRONG_TYPE = re.compile(r"Expected `([^`]+)`, got `([^`]+)` - at `\$\.?([^`]+)`")
+_FIELD = re.compile(r"signature\.(inputs|outputs)\[(\d+|\.\.\.)\]")
 SETTINGS = frozenset(
     "temperature max_tokens max_completion_tokens n top_p top_k stop seed presence_penalty frequency_penalty"
     " reasoning_effort rollout_id logprobs top_logprobs".split()
@@ -150,6 +152,8 @@ def parse(data: Mapping[str, Any], *, allow_imports: bool = False) -> Definition
     Raises:
         DefinitionError: it says which part is wrong.
     """
+    if not isinstance(data, Mapping):
+        raise DefinitionError(f"a definition is an object, not {type(data).__name__}; JSON text has to be read first")
     given = {name: part for name, part in data.items() if name != "misspelt"}
     kind = given.get("program_type", "predict")
     if kind not in KINDS:
@@ -160,14 +164,46 @@ def parse(data: Mapping[str, Any], *, allow_imports: bool = False) -> Definition
     try:
         definition = msgspec.convert(given, Definition)
     except msgspec.ValidationError as error:
-        raise DefinitionError(f"the definition is not valid: {error}") from None
-    _check_keys(definition, given)
-    _check_paths(definition, allow_imports)
-    if definition.base != "program" or definition.signature.outputs:
-        _check_signature(definition)
-    _check_config(definition.config, allow_imports)
-    _check_demos(definition)
-    return msgspec.structs.replace(definition, misspelt=tuple(_misspelt(data)))
+        raise DefinitionError(f"the definition is not valid: {_told(error)}") from None
+    misspelt = tuple(_misspelt(data))
+    try:
+        _check_keys(definition, given)
+        _check_paths(definition, allow_imports)
+        if definition.base != "program" or definition.signature.outputs:
+            _check_signature(definition)
+        _check_config(definition.config, allow_imports)
+        _check_demos(definition)
+    except DefinitionError as error:
+        if not misspelt:
+            raise
+        raise DefinitionError(f"{error}; {misspelt[0]}") from None  # most likely it is why
+    return msgspec.structs.replace(definition, misspelt=misspelt)
+
+
+def _told(error: msgspec.ValidationError) -> str:
+    """What msgspec says, with the place as the definition's author would name it."""
+    found = _WRONG_TYPE.fullmatch(str(error))
+    if found is None:
+        return str(error)
+    wanted, got, place = found.groups()
+    example = ', as in {"name": "question", "type": "str"}' if _FIELD.fullmatch(place) else ""
+    return f"{place} must be {wanted}{example}; it is {got}"
+
+
+def shown_signature(signature: Any) -> Any:
+    """A definition's signature for those who ask about the program: as it was given, without the keys that are ignored.
+
+    Nobody has looked at those, and they may hold anything: an LM, with its key, that was meant to stand beside.
+    """
+    if not isinstance(signature, Mapping):
+        return signature
+    shown = {name: part for name, part in signature.items() if name in SignatureDefinition.__struct_fields__}
+    for side in shown.keys() & {"inputs", "outputs"}:
+        shown[side] = [
+            {name: part for name, part in field.items() if name in FieldDefinition.__struct_fields__}
+            for field in shown[side]
+        ]
+    return shown
 
 
 def _of_text(text: str) -> dict[str, Any]:
@@ -180,7 +216,7 @@ def _of_text(text: str) -> dict[str, Any]:
             raise SyntaxError('it is written "input, ... -> output, ..."')
         return {"inputs": _fields_of(sides[0]), "outputs": _fields_of(sides[1])}
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise DefinitionError(f"the signature {text!r:.200} can't be read: {error}") from None
+        raise DefinitionError(f"the signature {text!r:.200} can't be read: {getattr(error, 'msg', error)}") from None
 
 
 def _fields_of(side: str) -> list[dict[str, Any]]:
@@ -201,14 +237,15 @@ def _check_keys(definition: Definition, given: Mapping[str, Any]) -> None:
         for name in NEEDED.get(kind, ()):
             if name not in given:
                 raise DefinitionError(f"a definition of the kind {kind} needs {name!r}")
-    if definition.base != "program" and "signature" not in given:
-        raise DefinitionError('the definition has no signature; it is written "question -> answer" or as an object')
     allowed = {name for kind in kinds for name in OWN_KEYS[kind]}
     every = {name for names in OWN_KEYS.values() for name in names}
     if foreign := [name for name in given if name in every and name not in allowed]:
         owners = " and ".join(kind for kind, names in OWN_KEYS.items() if foreign[0] in names)
         this = definition.program_type + (f" of {definition.inner}" if len(kinds) > 1 else "")
-        raise DefinitionError(f"{foreign[0]!r} belongs to {owners}; this is a {this}")
+        why = "" if "program_type" in given else ", since it has no program_type"
+        raise DefinitionError(f"{foreign[0]!r} belongs to {owners}; this is a {this}{why}")
+    if definition.base != "program" and "signature" not in given:
+        raise DefinitionError('the definition has no signature; it is written "question -> answer" or as an object')
 
 
 def _check_paths(definition: Definition, allow_imports: bool) -> None:
@@ -259,7 +296,7 @@ def check_names(inputs: list[str], outputs: list[str], kind: str = "predict") ->
 
 def _check_config(config: Mapping[str, Any], allow_imports: bool) -> None:
     for name in config:
-        if _SECRET.search(name):
+        if SECRET_FIELD.search(name):
             raise DefinitionError(f"config[{name!r:.40}] is an LM's own; give the program an lm with it")
         if not allow_imports and name not in SETTINGS:
             known = ", ".join(sorted(SETTINGS))

@@ -14,6 +14,8 @@
       10  timedelta                array of days, seconds, microseconds
       11  UUID                     16 bytes
       12  complex                  two big-endian doubles
+      13  dspy.Prediction          array of its fields, and of its completions by field or nil
+      14  dspy.Example             array of its fields, and of its inputs' names or nil
 
 Rules:
     1. A code keeps its meaning for ever; what is new gets a new code.
@@ -21,12 +23,15 @@ Rules:
     3. A payload can't cost more than it is long: numbers are capped, since printing one takes quadratic time.
     4. An aware datetime comes back equal and with the same offset; the name of its time zone stays behind.
 
-Knows nothing of pydantic, dspy or messages.
+    5. DSPy's records are carried as such only for whoever asks for them; where dspy isn't loaded they arrive as dicts.
+
+Knows nothing of pydantic or messages.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
 import uuid
 from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta
@@ -43,13 +48,14 @@ MAX_NUMBER_BYTES = 64 * 1024
 """Longest int (in bytes) or Decimal (in digits) that is carried."""
 
 TUPLE, SET, FROZENSET, PAIRS, BIG_INT, DECIMAL, DATETIME, DATE, TIME, TIMEDELTA, UUID, COMPLEX = range(1, 13)
+PREDICTION, EXAMPLE = 13, 14
 
 _COMPLEX = struct.Struct(">dd")
 _encode = msgspec.msgpack.Encoder().encode
 
 
 def pack_elements(code: int, elements: list[Any]) -> Ext:
-    """TUPLE, SET, FROZENSET or PAIRS of elements that are plain already."""
+    """TUPLE, SET, FROZENSET, PAIRS, PREDICTION or EXAMPLE of elements that are plain already."""
     return Ext(code, _encode(elements))
 
 
@@ -141,12 +147,32 @@ def is_hashable(plain: Any) -> bool:
 
 
 _decode = msgspec.msgpack.Decoder(list[Any], ext_hook=from_ext).decode
+_decode_record = msgspec.msgpack.Decoder(tuple[dict[str, Any], Any], ext_hook=from_ext).decode
 _decode_timedelta = msgspec.msgpack.Decoder(tuple[int, int, int]).decode
 
 
 def _unpack_pairs(data: memoryview | bytes) -> dict[Any, Any]:
     items = iter(_decode(data))
     return dict(zip(items, items, strict=True))
+
+
+def _unpack_prediction(data: memoryview | bytes) -> Any:
+    fields, completions = _decode_record(data)
+    dspy = sys.modules.get("dspy")
+    if dspy is None:
+        return fields
+    prediction = dspy.Prediction() if completions is None else dspy.Prediction.from_completions(completions)
+    prediction._store = fields
+    return prediction
+
+
+def _unpack_example(data: memoryview | bytes) -> Any:
+    fields, inputs = _decode_record(data)
+    dspy = sys.modules.get("dspy")
+    if dspy is None:
+        return fields
+    example = dspy.Example(fields)
+    return example if inputs is None else example.with_inputs(*inputs)
 
 
 def _unpack_int(data: memoryview | bytes) -> int:
@@ -185,4 +211,6 @@ _UNPACKERS: dict[int, Callable[[memoryview | bytes], Any]] = {
     TIMEDELTA: lambda data: timedelta(*_decode_timedelta(data)),
     UUID: lambda data: uuid.UUID(bytes=bytes(data)),
     COMPLEX: lambda data: complex(*_COMPLEX.unpack(data)),
+    PREDICTION: _unpack_prediction,
+    EXAMPLE: _unpack_example,
 }

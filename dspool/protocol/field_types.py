@@ -149,12 +149,7 @@ def parse_type(source: Any, name: str = "Model") -> FieldType:
         DefinitionError: it is not on the list, or too deep or too large; the text says which part.
     """
     tree = _Schema(source).type(source, name, 0) if isinstance(source, Mapping) else _parse_text(source)
-    size, depth = _measure(tree, {})
-    if depth > MAX_DEPTH or size > MAX_SIZE:
-        raise DefinitionError(
-            f"the type has {size:,} parts, {depth} levels deep, when it is written out; at most {MAX_SIZE:,} and "
-            f"{MAX_DEPTH} are taken"
-        )
+    _check_size(tree)
     return tree
 
 
@@ -167,7 +162,8 @@ def _parse_text(text: str) -> FieldType:
             raise SyntaxError(f"it is longer than {MAX_TYPE_CHARS} characters")
         return _type_of(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise DefinitionError(f"the type {text!r:.100} is not one of {ALLOWED}: {error}") from None
+        reason = getattr(error, "msg", error)  # without the place in a text that is Python's own
+        raise DefinitionError(f"the type {text!r:.100} is not one of {ALLOWED}: {reason}") from None
 
 
 def _type_of(node: ast.expr) -> FieldType:
@@ -189,8 +185,15 @@ def _type_of(node: ast.expr) -> FieldType:
             return _or_none(_type_of(item))
         case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
             nodes = choices.elts if isinstance(choices, ast.Tuple) and choices.elts else [choices]
-            return Choice(tuple(_choice(ast.literal_eval(node)) for node in nodes))
+            return Choice(tuple(_choice(_written(node)) for node in nodes))
     raise SyntaxError(f"{ast.unparse(node):.80} is not allowed")
+
+
+def _written(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise SyntaxError(f"a choice that is text has quotes around it: {ast.unparse(node)!r:.80}") from None
 
 
 def _choice(value: Any) -> str | int | bool | None:
@@ -354,6 +357,7 @@ def _is(value: Any, kind: str) -> bool:
 def _any_of(options: list[FieldType]) -> FieldType:
     if Plain("Any") in options:
         return Plain("Any")
+    _check_size(OneOf(tuple(options)))  # what is huge when it is written out can't be compared either
     distinct = tuple(option for number, option in enumerate(options) if option not in options[:number])
     return distinct[0] if len(distinct) == 1 else OneOf(distinct)
 
@@ -365,6 +369,15 @@ def _model_name(text: Any) -> str:
 
 
 # --- size -------------------------------------------------------------------------------------------------------------
+
+
+def _check_size(tree: FieldType) -> None:
+    size, depth = _measure(tree, {})
+    if depth > MAX_DEPTH or size > MAX_SIZE:
+        raise DefinitionError(
+            f"the type has {size:,} parts, {depth} levels deep, when it is written out; at most {MAX_SIZE:,} and "
+            f"{MAX_DEPTH} are taken"
+        )
 
 
 def _measure(tree: FieldType, known: dict[int, tuple[int, int]]) -> tuple[int, int]:

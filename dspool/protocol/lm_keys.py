@@ -1,8 +1,8 @@
-"""Whether an LM will have a key in its worker: which variables DSPy and LiteLLM read for which provider.
+"""Whether an LM will have a key in its worker: whose model it is, and which variables DSPy and LiteLLM read for whom.
 
 DSPy 3.4's own client serves the providers of `NATIVE`, LiteLLM those of `LITELLM`, and those of `NATIVE` too where an
-LM asks for it or its settings need it. A test compares the first table with DSPy's own and has LiteLLM read the
-variables of the second.
+LM asks for it or its settings need it. Tests compare what is said of DSPy's client with its own tables, and have
+LiteLLM read the variables of the second.
 
 Rules:
     1. Pure. What the answer depends on is the LM's spec and the environment that it is given.
@@ -55,9 +55,22 @@ LITELLM_ALSO: dict[str, tuple[str, ...]] = {
 }
 """What LiteLLM takes beside for a provider that DSPy's own client serves; its own client doesn't."""
 
-_BARE = {"gpt-": "openai", "chatgpt-": "openai", "claude-": "anthropic", "gemini-": "gemini", "grok-": "xai"}
-"""How the names of models begin that DSPy finds without a provider."""
+_FAMILIES = {
+    **dict.fromkeys(("gpt", "chatgpt", "chat-latest", "o1", "o3", "o4", "sora"), "openai"),
+    **dict.fromkeys(("gemini", "gemma", "nano-banana", "veo"), "gemini"),
+    "claude": "anthropic",
+    "grok": "xai",
+}
+"""First word of a model's name -> its provider, for models that DSPy and LiteLLM find without one."""
 _ENGINES = ("auto", "lm15", "litellm")
+
+
+def provider_of(model: str) -> str:
+    """The provider in "provider/model", or whose model it is by its name; empty where that can't be known."""
+    provider, slash, _ = model.partition("/")
+    if slash:
+        return provider
+    return next((name for word, name in _FAMILIES.items() if model == word or model.startswith(f"{word}-")), "")
 
 
 def missing_key(spec: LMSpec, environment: Mapping[str, str]) -> str | None:
@@ -84,29 +97,25 @@ def missing_variables(spec: LMSpec, environment: Mapping[str, str]) -> tuple[str
         environment: that of the process which asks it.
 
     Returns:
-        Their names; empty where there is a key, or where none can be known to be needed: a server of one's own
-        (api_base), headers of one's own, a provider that isn't known here, an LM that is an object of its own.
+        Their names; empty where there is a key, or where none can be known to be needed: headers of one's own, a
+        provider that isn't known here, an LM that is an object of its own, or a server of one's own (api_base) of
+        any provider but openai, whose clients send nothing without some key.
     """
     settings = spec.kwargs
     if spec.pickled is not None or settings.get("engine", "auto") not in _ENGINES:
         return ()
-    if any(settings.get(name) for name in ("api_key", "api_base", "base_url", "headers", "extra_headers")):
+    if any(settings.get(name) for name in ("api_key", "headers", "extra_headers")):
         return ()
     if settings.get("custom_llm_provider") or settings.get("azure_ad_token_provider"):
         return ()
-    provider = _provider(spec.model)
+    provider = provider_of(spec.model)
+    if provider != "openai" and (settings.get("api_base") or settings.get("base_url")):
+        return ()
     prefix = provider.upper()
     if any(environment.get(f"{prefix}_{name}") for name in ("API_BASE", "BASE_URL")):
         return ()
     variables = _variables(provider, through_litellm=_through_litellm(spec))
     return () if any(environment.get(name) for name in variables) else variables
-
-
-def _provider(model: str) -> str:
-    provider, slash, _ = model.partition("/")
-    if slash:
-        return provider
-    return next((name for beginning, name in _BARE.items() if model.startswith(beginning)), "")
 
 
 def _through_litellm(spec: LMSpec) -> bool:

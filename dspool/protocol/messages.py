@@ -69,6 +69,7 @@ class Response(msgspec.Struct, omit_defaults=True):
     error_info: ErrorInfo | None = None
     usage: dict[str, Any] | None = None
     timestamp: float = 0.0
+    records: Records | None = None
 
 
 class FieldChunk(msgspec.Struct, tag_field="of", tag="field"):
@@ -150,7 +151,8 @@ class LMSpec(msgspec.Struct, omit_defaults=True, frozen=True):
     """An LM as plain data: what dspy.LM is built with, or, for an LM that is an object of its own, its pickle.
 
     `digest` identifies it: equal specs are one LM object in a worker. `ambient` is no part of that: it marks the LM of
-    the caller's own DSPy settings, which gives way to a predictor's.
+    the caller's own DSPy settings, which gives way to a predictor's. `secrets` are the keys among a pickled object's
+    attributes: nobody unpickles it to find out what must not be told.
     """
 
     digest: str
@@ -158,6 +160,7 @@ class LMSpec(msgspec.Struct, omit_defaults=True, frozen=True):
     kwargs: dict[str, Any] = {}
     pickled: bytes | None = None
     ambient: bool = False
+    secrets: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Without the values of its arguments: some are keys."""
@@ -236,12 +239,66 @@ class StreamArgs(msgspec.Struct, omit_defaults=True, frozen=True):
     provider as bytes. Any, since msgspec reads no such union."""
 
 
+class Caller(msgspec.Struct, omit_defaults=True):
+    """What of the caller's DSPy settings a wrapped module's call runs with, and what is to be brought back of it.
+
+    `arguments`: (positional, keyword) by cloudpickle, in place of the inputs. `lm`: the call's own lm= argument.
+    `objects`: settings that are objects, by cloudpickle; `settings`: those that are plain.
+    """
+
+    arguments: bytes | None = None
+    lm: LMSpec | None = None
+    objects: dict[str, bytes] = {}
+    settings: dict[str, Any] = {}
+    trace: bool = False
+    usage: bool = False
+    history: bool = False
+
+
+class SignatureNote(msgspec.Struct, omit_defaults=True):
+    """A signature that the caller doesn't hold: its instructions, and its fields with their descriptions."""
+
+    instructions: str = ""
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+
+
+class TraceStep(msgspec.Struct, omit_defaults=True):
+    """One entry of a call's trace.
+
+    `predictor`: its place in the program (modules.py); None for one that is no part of it, and then `like` is the place
+    of one with the same signature, or `signature` says what its own is. `outputs`: where they differ from the first
+    completion.
+    """
+
+    inputs: dict[str, Any]
+    completions: dict[str, list[Any]]
+    predictor: int | None = None
+    like: int | None = None
+    signature: SignatureNote | None = None
+    outputs: dict[str, Any] | None = None
+
+
+class Records(msgspec.Struct, omit_defaults=True):
+    """What a wrapped module's call brings back beside its result, each part only where the caller asks for it.
+
+    `completions`: all of the returned Prediction's, where it has any; `returned`: which entry of the trace it is.
+    """
+
+    trace: list[TraceStep] = []
+    usage: dict[str, list[dict[str, Any]]] = {}
+    history: list[dict[str, Any]] = []
+    completions: dict[str, list[Any]] | None = None
+    returned: int | None = None
+
+
 class ExecuteArgs(msgspec.Struct, omit_defaults=True):
     """execute_program: run it; result is {"value": ...} for a plain callable, {"outputs": {...}} for a DSPy program."""
 
     program_id: str
     inputs: dict[str, Any]
     lm: LMSpec | None = None
+    caller: Caller | None = None
     stream: StreamArgs | None = None
     """Not None: the call's pieces are sent as events before its response."""
 

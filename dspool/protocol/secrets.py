@@ -23,6 +23,9 @@ MIN_SECRET_CHARS = 8
 """Shorter ones are placeholders ("x", "EMPTY"), and masking them would tear words apart."""
 
 MASK = "***"
+SECRET_FIELD = re.compile(r"key|token(?!s)|secret|passw|auth|credential|cookie|header", re.IGNORECASE)
+"""Names of fields and settings under which no text belongs into a log or a definition. "max_tokens" is none, and
+neither is "signature", which is a program's there."""
 _MAX_DEPTH = 6
 _SECRET_NAME = re.compile(r"key|token|secret|passw|auth|credential|cookie|signature", re.IGNORECASE)
 _SECRET_VARIABLE = re.compile(r"(_KEY|_TOKEN|_SECRET|PASSWORD)$", re.IGNORECASE)
@@ -56,10 +59,11 @@ class Secrets:
     def add_lm(self, spec: LMSpec) -> None:
         """Mask an LM's keys."""
         self.add_settings(spec.kwargs)
+        self.add(*spec.secrets)
 
     def add_settings(self, settings: Mapping[str, Any]) -> None:
         """Mask the texts under those names that sound like a secret, at any depth, and those in addresses."""
-        self.add(*_secrets_in(settings, secret=False, depth=0))
+        self.add(*secrets_in(settings))
 
     def mask(self, text: str) -> str:
         """The text with every secret replaced."""
@@ -67,6 +71,11 @@ class Secrets:
             if value in text:
                 text = text.replace(value, MASK)
         return text
+
+
+def secrets_in(settings: Mapping[str, Any]) -> set[str]:
+    """The texts under those names that sound like a secret, at any depth, and those in addresses."""
+    return set(_secrets_in(settings, secret=False, depth=0))
 
 
 def _secrets_in(value: Any, *, secret: bool, depth: int) -> Iterator[str]:

@@ -18,7 +18,6 @@ Rules:
 from __future__ import annotations
 
 import os
-import stat
 import threading
 import time
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ import msgspec
 from dspool.errors import OptionsError
 from dspool.logs import get_logger
 from dspool.protocol.frames import HEADER_BYTES
+from dspool.protocol.line_file import LineFile
 
 Slot = int | Literal["control"]
 
@@ -60,9 +60,8 @@ class FrameLog:
         self.path = os.fspath(path)
         self._pool = pool
         self._lock = threading.RLock()  # re-entrant: a finaliser may end a call at any bytecode
-        self._closed = False
         try:
-            self._fd = _open(self.path)
+            self._file = LineFile(self.path)
         except OSError as error:
             raise OptionsError(f"debug_log={self.path!r} can't be written: {error.strerror}") from error
 
@@ -72,23 +71,14 @@ class FrameLog:
             {"time": datetime.now(UTC).isoformat("T", "microseconds"), "pool": self._pool, **fields}
         )
         with self._lock:
-            if self._closed:  # its number may be another file's by now
-                return
-            try:
-                error = "" if os.write(self._fd, line + b"\n") > len(line) else "a line was written in part"
-            except OSError as refused:
-                error = str(refused.strerror)
-            if error:
-                self.close()
+            if error := self._file.write(line):
                 log = get_logger("dspool.supervisor", pool=self._pool)
                 log.warning("the debug log has ended: it can't be written", path=self.path, error=error)
 
     def close(self) -> None:
         """Write no more. Idempotent."""
         with self._lock:
-            if not self._closed:
-                self._closed = True
-                os.close(self._fd)
+            self._file.close()
 
 
 class PipeLog:
@@ -131,19 +121,6 @@ class PipeLog:
 
     def _write(self, direction: Literal["in", "out"], **fields: Any) -> None:
         self._log.write(**self._pipe, direction=direction, **fields)
-
-
-def _open(path: str) -> int:
-    # Non-blocking, so that a FIFO nobody reads is an error and not a wait; to a regular file it means nothing.
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(0, "it is no regular file")
-        os.fchmod(fd, 0o600)  # one that was there may have been open to others
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 def _head(body: memoryview) -> _Head:

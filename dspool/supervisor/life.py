@@ -91,7 +91,6 @@ class WorkerProcess:
         slots: the manager's ends of its slots' pipes.
         started_at: when start() was called, monotonic.
         ready_at: when its handshake was answered, or None.
-        dspy_version: DSPy's version in its environment, or None.
         python_version: its interpreter's.
         phase: where it is in its life.
         begun: live() has taken its first step.
@@ -114,7 +113,6 @@ class WorkerProcess:
         self.slots: list[socket.socket] = []
         self.started_at = time.monotonic()
         self.ready_at: float | None = None
-        self.dspy_version: str | None = None
         self.python_version = ""
         self.phase = Phase.LAUNCHING
         self.begun = False
@@ -236,7 +234,6 @@ class WorkerProcess:
         if failure is not None:
             await self._fail_boot(failure)
         elif self.phase is Phase.BOOTING:
-            self.dspy_version = response.result.get("dspy_version")
             self.python_version = str(response.result.get("python_version", ""))
             self.phase, self.ready_at = Phase.READY, time.monotonic()
             self._listener.worker_ready(self.worker_id, self)

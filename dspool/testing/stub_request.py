@@ -1,4 +1,4 @@
-"""A request to the stub server in one form, whoever's protocol it came by.
+"""A request to the stub server in one form, whichever protocol it came by.
 
 Rules: pure; deterministic, token counts included (one token is four characters). This module must not know how any
 protocol writes it down: `stub_openai`, `stub_anthropic` and `stub_gemini` do.

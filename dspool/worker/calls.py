@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +21,9 @@ from dspool.worker.inputs import InvalidInputs
 from dspool.worker.main_thread import MainThread
 from dspool.worker.programs import Outcome, Program, ProgramTable
 from dspool.worker.running import CallCancelled, CallLoop, CallRefused, CancelledCalls, RunningCall
+
+if TYPE_CHECKING:
+    from dspool.worker.callers import CallerRun
 
 SlotState = tuple[str, float, int | None]
 """What a slot does ("idle", "busy", "closed"), since when (monotonic seconds), and for which request."""
@@ -71,12 +74,17 @@ class Calls:
         program_id, inputs, lm = args.get("program_id"), args.get("inputs"), args.get("lm")
         if not isinstance(program_id, str) or not program_id:
             return refused(request.id, ErrorInfo("invalid_args", "Program ID is required"))
-        if not isinstance(inputs, dict) or not (lm is None or (isinstance(lm, dict) and "digest" in lm)):
-            return refused(request.id, ErrorInfo("invalid_args", "inputs is an object, and so is lm, with a digest"))
+        if not isinstance(inputs, dict):
+            kind = "missing" if inputs is None else type(inputs).__name__
+            return refused(request.id, ErrorInfo("invalid_args", f"inputs is an object by field name; it is {kind}"))
+        if not (lm is None or (isinstance(lm, dict) and "digest" in lm)):
+            return refused(request.id, ErrorInfo("invalid_args", "lm is an object with a digest"))
         program = self.programs.get(program_id)
         if program is None:
             return refused(request.id, ErrorInfo("program_missing", f"Program not found: {program_id}"))
         deadline = None if request.deadline_ms is None else received + request.deadline_ms / 1000
+        if (caller := args.get("caller")) is not None:
+            return self._execute_for(caller, program, request, deadline)
         try:
             program.inputs.check(inputs)
         except InvalidInputs as error:
@@ -117,6 +125,23 @@ class Calls:
             cancellation.check()
             running = RunningCall(request.id, self._loop, cancellation, emit, stream)
             return program.call_in(running, args["inputs"], args.get("lm"), deadline)
+
+    def _execute_for(self, caller: Any, program: Program, request: Request, deadline: float | None) -> Response:
+        """Run a module under its caller's settings. What is to be brought back is, also of a call that failed."""
+        for_caller = getattr(program, "for_caller", None)
+        if not isinstance(caller, dict) or for_caller is None:
+            return refused(request.id, ErrorInfo("invalid_args", "only a DSPy module takes a caller's settings"))
+        run: CallerRun = for_caller(caller)
+        try:
+            kind, value, usage = run.call(request.args["inputs"], request.args.get("lm"), deadline)
+            result = {kind: self._to_plain(value, kind)}
+            response = answered(request.id, result, self._to_plain(usage, "usage"))
+        except EncodeError as error:
+            response = refused(request.id, ErrorInfo("encode_error", f"the result can't be sent: {error}"))
+        except BaseException as error:
+            response = refused(request.id, describe(error, "program_error", self._secrets))
+        response.records = run.records()
+        return response
 
     def create_program(self, request: Request, received: float, emit: object = None) -> Response:
         """Load a program and keep it."""

@@ -16,14 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dspool.protocol.annotations import annotation, base_and_limits, refusals
-from dspool.protocol.definitions import (
-    Definition as Definition,
-    DefinitionError as DefinitionError,
-    FieldDefinition,
-    check_names as check_names,
-    parse as parse,
-    parse_type as parse_type,
-)
+from dspool.protocol.definitions import Definition, DefinitionError, FieldDefinition
+from dspool.protocol.field_types import parse_type
 from dspool.worker.import_paths import import_attribute
 from dspool.worker.inputs import taken
 from dspool.worker.saved_state import load_state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import os
@@ -34,13 +35,19 @@ def leave(code: int = 0) -> NoReturn:
 
 
 def force_exit_later(code: int = 0) -> None:
-    """Exit in EXIT_GRACE_S, if nothing else has ended the process by then."""
+    """Exit in EXIT_GRACE_S, if nothing else has ended the process by then; at once where no thread can be had for it.
+
+    A program may have taken all the threads there are, or have spoilt what `threading` needs for another.
+    """
 
     def force_exit() -> None:
         time.sleep(EXIT_GRACE_S)
         os._exit(code)
 
-    threading.Thread(target=force_exit, name="exit", daemon=True).start()
+    try:
+        _thread.start_new_thread(force_exit, ())
+    except RuntimeError:
+        os._exit(code)
 
 
 def exit_after_fault() -> NoReturn:

@@ -133,10 +133,10 @@ def _provider(status: Any) -> StatusMessageProvider:
     if isinstance(status, bytes):
         provider = cloudpickle.loads(status)
     else:
-        from dspool.worker.programs import import_attribute
+        from dspool.worker.import_paths import import_attribute
 
         provider = import_attribute(str(status))
-    return provider() if isinstance(provider, type) else provider
+    return provider if isinstance(provider, StatusMessageProvider) else provider()
 
 
 async def on_thread(work: Callable[[], T]) -> T:

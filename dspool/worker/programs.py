@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from dspool.protocol.definitions import check_names, parse
 from dspool.protocol.messages import (
     BootConfig,
     DefinedProgram,
@@ -30,8 +31,8 @@ from dspool.protocol.messages import (
     SignatureProgram,
 )
 from dspool.protocol.secrets import Secrets
-from dspool.worker import definitions
-from dspool.worker.import_paths import import_attribute as import_attribute
+from dspool.worker.definitions import build
+from dspool.worker.import_paths import import_attribute
 from dspool.worker.inputs import Inputs, of_callable
 from dspool.worker.main_thread import MainThread
 from dspool.worker.running import RunningCall, item_of
@@ -93,7 +94,7 @@ class CallableProgram:
         runtime = self._loader.runtime if lm is not None else self._loader.runtime_if_made
         if runtime is None:
             return (*self._run_in(running, inputs), None)
-        with runtime.call_context(lm, deadline, running.cancellation) as tracker:
+        with runtime.call_context(lm, deadline, dspool_cancellation=running.cancellation) as tracker:
             kind, value = self._run_in(running, inputs)
         return kind, value, tracker.get_total_tokens() or None
 
@@ -189,14 +190,14 @@ class Loader:
 
     def _defined(self, spec: DefinedProgram) -> Program:
         """What the manager sends it has checked: by whom its definitions are written is the manager's to know."""
-        definition = definitions.parse(spec.definition, allow_imports=True)
+        definition = parse(spec.definition, allow_imports=True)
         runtime = self.runtime
         state = None
         if spec.state is not None:
             import cloudpickle
 
             state = cloudpickle.loads(spec.state)
-        module = definitions.build(definition, state)
+        module = build(definition, state)
         names = [name for name, _ in module.named_predictors()]
         return runtime.program(module, {} if spec.lm is None else dict.fromkeys(names, spec.lm))
 
@@ -220,7 +221,7 @@ def _predict(text: str) -> Any:
 
     # Without custom_types DSPy would look for the types' names among our callers' variables.
     signature = dspy.Signature(text, custom_types={})
-    definitions.check_names(list(signature.input_fields), list(signature.output_fields))
+    check_names(list(signature.input_fields), list(signature.output_fields))
     return dspy.Predict(signature)
 
 

@@ -30,16 +30,19 @@ from dspy.clients.execution import aexecute, execute, finalize, prepare
 from dspy.utils.callback import with_callbacks
 from dspy.utils.usage_tracker import UsageTracker
 
-from dspool.protocol.messages import BootConfig, LMSpec
+from dspool.protocol.messages import BootConfig, Caller, LMSpec
 from dspool.protocol.secrets import Secrets
 from dspool.worker.call_loop import Outlet
+from dspool.worker.callers import CallerRun
 from dspool.worker.deadlines import SHORTEST_S, pause_asked, request_timeout, retry_pause
 from dspool.worker.inputs import Inputs, of_module
 from dspool.worker.programs import Outcome
-from dspool.worker.running import Cancellation, RunningCall
+from dspool.worker.running import RunningCall
 
 MAX_LMS = 64
 """LM objects kept; each holds connections and threads of its client."""
+MAX_SETTINGS = 32
+"""Adapters and other objects of callers' settings that are kept."""
 DEADLINE = "dspool_deadline"
 """The call's absolute deadline among DSPy's settings, so that it goes wherever dspy.context goes: asyncio tasks,
 asyncify, dspy.Parallel's threads."""
@@ -158,7 +161,7 @@ class ModuleProgram:
     def __init__(self, module: Any, runtime: Runtime) -> None:
         self.inputs: Inputs = of_module(module)
         self._module = module
-        self._runtime = runtime
+        self.runtime = runtime
         self._pinned = any(predictor.lm is not None for predictor in module.predictors())
         self._is_async = is_async(module)
         self._only_async = not hasattr(type(module), "forward") and "forward" not in vars(module)
@@ -170,10 +173,9 @@ class ModuleProgram:
             ("outputs", a Prediction's outputs without its further completions) or ("value", what else it returned);
             and the tokens used, by model.
         """
-        given, module = self.inputs.revive(inputs), self._module_for(lm)
-        with self._runtime.call_context(lm, deadline) as tracker:
-            # Not module.forward: what wraps a call in DSPy is in __call__.
-            value = asyncio.run(module.acall(**given)) if self._only_async else module(**given)
+        given, module = self.inputs.revive(inputs), self.module_for(lm)
+        with self.runtime.call_context(lm, deadline) as tracker:
+            value = self.run(module, (), given)
         return _outcome(value, tracker)
 
     def call_in(
@@ -183,8 +185,8 @@ class ModuleProgram:
 
         A module that is not async runs on a thread, and can't be ended there; its streamed predictors can.
         """
-        given, module = self.inputs.revive(inputs), self._module_for(lm)
-        context = functools.partial(self._runtime.call_context, lm, deadline, running.cancellation)
+        given, module = self.inputs.revive(inputs), self.module_for(lm)
+        context = functools.partial(self.runtime.call_context, lm, deadline, **{CANCELLATION: running.cancellation})
         args = running.stream
         if args is None:
             if self._is_async:
@@ -203,14 +205,24 @@ class ModuleProgram:
 
         return running.run(work)
 
-    def _module_for(self, lm: dict[str, Any] | None) -> Any:
-        """The module, for a call with this LM of its own."""
+    def for_caller(self, caller: dict[str, Any]) -> CallerRun:
+        """A call that is to run under its caller's settings, as they came through the pipe."""
+        return CallerRun(self, msgspec.convert(caller, Caller))
+
+    def module_for(self, lm: dict[str, Any] | None) -> Any:
+        """The module, or a copy with this LM: a predictor with one of its own doesn't look at the context, and the
+        module is shared between slots."""
         if lm is None or not self._pinned or lm.get("ambient"):
             return self._module
-        # A predictor with an LM of its own doesn't look at the context, and the module is shared between slots.
         module = self._module.deepcopy()
-        module.set_lm(self._runtime.lm_of(lm))
+        module.set_lm(self.runtime.lm_of(lm))
         return module
+
+    def run(self, module: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Call it: not its forward, since what wraps a call in DSPy is in __call__."""
+        if self._only_async:
+            return asyncio.run(module.acall(*positional, **named))
+        return module(*positional, **named)
 
 
 def _outcome(value: Any, tracker: UsageTracker) -> Outcome:
@@ -250,6 +262,7 @@ class Runtime:
     def __init__(self, config: BootConfig, secrets: Secrets) -> None:
         self._secrets = secrets
         self._lms: OrderedDict[str, Any] = OrderedDict()
+        self._settings: OrderedDict[bytes, Any] = OrderedDict()
         self._lock = threading.Lock()
         defaults: dict[str, Any] = {"track_usage": True, "disable_history": True, "trace": None}
         if config.lm is not None:
@@ -283,7 +296,7 @@ class Runtime:
 
     @contextlib.contextmanager
     def call_context(
-        self, lm: dict[str, Any] | None, deadline: float | None, cancellation: Cancellation | None = None
+        self, lm: dict[str, Any] | None, deadline: float | None, **settings: Any
     ) -> Iterator[UsageTracker]:
         """One call's settings, and what counts its tokens.
 
@@ -293,13 +306,24 @@ class Runtime:
         Args:
             lm: the call's own LM, a spec as it came through the pipe; None: the default one.
             deadline: the call's, absolute; None: no limit.
-            cancellation: the call's, where it has one.
+            settings: further settings of the caller's.
         """
         tracker = UsageTracker()
         chosen = {} if lm is None else {"lm": self.lm_of(lm)}
-        own = {"trace": [], "usage_tracker": tracker, DEADLINE: deadline, CANCELLATION: cancellation}
-        with dspy.context(**{**self._per_call, **chosen, **own}):
+        own = {"trace": [], "usage_tracker": tracker, DEADLINE: deadline}
+        with dspy.context(**{**self._per_call, **chosen, **own, **settings}):
             yield tracker
+
+    def setting(self, data: bytes) -> Any:
+        """A setting that came by cloudpickle; the same object for the same bytes, so that what it keeps stays."""
+        with self._lock:
+            found = self._settings.get(data, self)
+            if found is self:
+                found = self._settings[data] = cloudpickle.loads(data)
+                if len(self._settings) > MAX_SETTINGS:
+                    self._settings.popitem(last=False)
+            self._settings.move_to_end(data)
+            return found
 
     def lm_of(self, spec: dict[str, Any]) -> Any:
         """The LM of a spec as it came through the pipe."""

@@ -341,6 +341,17 @@ async def test_the_text_fields_of_a_dspy_program_come_and_then_its_prediction(wo
             assert caught.value.code == "invalid_fields"
 
 
+def make_teller() -> Any:
+    """A provider, by its import path."""
+    from dspy.streaming import StatusMessageProvider
+
+    class Teller(StatusMessageProvider):
+        def lm_start_status_message(self, instance: Any, inputs: Any) -> str:
+            return "asking"
+
+    return Teller()
+
+
 async def test_status_messages_come_on_the_way(world: World) -> None:
     import dspy
     from dspy.streaming import StatusMessage, StatusMessageProvider
@@ -376,7 +387,7 @@ async def test_status_messages_come_on_the_way(world: World) -> None:
                 assert told[0] == "Calling tool look..."
                 assert len(told) == 2
                 assert messages(await pool.stream(program, ASK, status=False).all()) == []
-                for teller in (Teller, Teller()):
+                for teller in (Teller, Teller(), f"{__name__}:make_teller"):
                     assert "asking" in messages(await pool.stream(program, ASK, status=teller).all())
 
 

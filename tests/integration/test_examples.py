@@ -41,6 +41,13 @@ SHOWN = {
         "requests closed early: 1 workers replaced: 0",
         "last: echo: and so?",
     ],
+    "evaluate_and_optimize.py": [
+        "score: 100.0",
+        "ran elsewhere: True",
+        "tokens are told: True",
+        "demos: 2 before: 0",
+        "still a Librarian: True and runs: Slots",
+    ],
     "map_rows.py": ["3 -> ProgramError", "5 -> WorkerLost", "6 ok, 1 failed, 1 lost, 1 worker replaced"],
 }
 

@@ -91,7 +91,9 @@ MUST_NOT_IMPORT = {
 # Under TYPE_CHECKING an import of dspy costs nothing and is allowed everywhere.
 MAY_IMPORT_DSPY_LATE = frozenset({"worker", "pool", "daemon", "bench", "testing", "cli"})
 # These are themselves imported only by a worker that has a DSPy program. They may take anyio too, which DSPy imports.
-MAY_IMPORT_DSPY_AT_ONCE = frozenset({"dspool.worker.runtime", "dspool.worker.programs", "dspool.worker.field_streams"})
+MAY_IMPORT_DSPY_AT_ONCE = frozenset(
+    {"dspool.worker.runtime", "dspool.worker.programs", "dspool.worker.callers", "dspool.worker.field_streams"}
+)
 
 
 class Import(NamedTuple):

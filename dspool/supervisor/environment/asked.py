@@ -121,9 +121,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
             match program.program and program.program.spec:
                 case PickledProgram(lms=lms):
                     found += lms.values()
-                case DefinedProgram() as spec:
-                    own = getattr(spec, "lm", None)
-                    found += [own] if isinstance(own, LMSpec) else []
+                case DefinedProgram(lm=LMSpec() as own):
+                    found.append(own)
         return {spec.digest: spec for spec in found}
 
     def secrets(self) -> Secrets:

@@ -37,7 +37,7 @@ def cache(asked: Asked) -> list[Finding]:
 
 def cache_privacy(asked: Asked) -> list[Finding]:
     """Who else can read it."""
-    return [_privacy(folder) for folder in _folders(asked) if folder.is_dir()]
+    return [_privacy(folder) for folder in _folders(asked) if os.path.isdir(folder)]
 
 
 def _folders(asked: Asked) -> list[Path]:

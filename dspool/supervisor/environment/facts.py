@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -27,6 +29,9 @@ from dspool.supervisor.launch import arm_lifeline
 
 TIMEOUT_S = 20.0
 """What an interpreter may take to say what it is."""
+MAX_OUTPUT_BYTES = 4 * 2**20
+"""What it may write, with all that it imports. What floods is no answer, and is ended."""
+_PIECE_BYTES = 64 * 1024
 _SOURCE = Path(probe.__file__).read_text(encoding="utf-8")
 
 
@@ -44,7 +49,7 @@ class Facts(msgspec.Struct, frozen=True):
     """
 
     executable: str
-    version: str
+    version: Annotated[str, msgspec.Meta(pattern=r"^\d{1,4}\.\d{1,4}", max_length=100)]
     implementation: str
     dspool: str | None
     versions: dict[str, str | None]
@@ -78,7 +83,11 @@ def failing_import(
 ) -> tuple[str, str] | None:
     """Which of these modules, imported in order, is the first to fail, and how; None where none does."""
     answers, ended = _ask(python, {"sys_path": list(sys_path), "imports": list(modules)}, environment, timeout_s)
-    for module, problem in answers:
+    try:
+        tried = msgspec.convert(answers, list[tuple[str, str]])
+    except msgspec.ValidationError as error:
+        return modules[0], f"what it told of its imports is no answer: {error}"
+    for module, problem in tried:
         if problem:
             return module, problem
     if len(answers) < len(modules):
@@ -109,21 +118,67 @@ def _ask(
         finally:
             _end(process)
     finally:
-        os.close(lifeline_end)
+        # In this order: what it has left running may hold no end of it, and then only ours can tell its group.
         forked.close_fd(lifeline)
-    lines = output.decode("utf-8", "replace").splitlines()
-    answers = [json.loads(line[len(probe.MARK) :]) for line in lines if line.startswith(probe.MARK)]
-    said = " ".join(line for line in lines if line and not line.startswith(probe.MARK)).strip()
+        os.close(lifeline_end)
+    answers: list[Any] = []
+    noise: list[str] = []
+    for line in output.decode("utf-8", "replace").splitlines():
+        try:
+            answers.append(_answer_in(line))
+        except (ValueError, RecursionError):
+            noise.append(line)
+    said = "".join(char if char.isprintable() else "?" for char in " ".join(filter(None, noise))).strip()
     return answers, f"{ended}, and it said: {said}" if said else ended
 
 
+def _answer_in(line: str) -> Any:
+    if not line.startswith(probe.MARK):
+        raise ValueError(line)
+    return json.loads(line[len(probe.MARK) :])
+
+
 def _converse(process: subprocess.Popen[bytes], question: bytes, timeout_s: float) -> tuple[bytes, str]:
+    deadline = time.monotonic() + timeout_s
+    output = bytearray()
     try:
-        output, _ = process.communicate(question, timeout_s)
-    except subprocess.TimeoutExpired as late:
-        return late.output or b"", f"it was not done within {timeout_s:g} s"
+        _exchange(process, question, output, deadline)
+        if len(output) > MAX_OUTPUT_BYTES:
+            return b"", f"it wrote more than {MAX_OUTPUT_BYTES:,} bytes"
+        process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return bytes(output), f"it was not done within {timeout_s:g} s"
     code = process.returncode
-    return output, f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
+    told = f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
+    return bytes(output), told
+
+
+def _exchange(process: subprocess.Popen[bytes], question: bytes, output: bytearray, deadline: float) -> None:
+    """Write the question, and collect what comes until its end; or until there is too much of it."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    left = memoryview(question)
+    with selectors.DefaultSelector() as streams:
+        for stream, event in ((process.stdin, selectors.EVENT_WRITE), (process.stdout, selectors.EVENT_READ)):
+            os.set_blocking(stream.fileno(), False)
+            streams.register(stream, event)
+        while streams.get_map() and len(output) <= MAX_OUTPUT_BYTES:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise subprocess.TimeoutExpired(process.args, left_s)
+            for key, _ in streams.select(left_s):
+                if key.fileobj is process.stdout:
+                    piece = os.read(key.fd, _PIECE_BYTES)
+                    output += piece
+                    if not piece:
+                        streams.unregister(key.fileobj)
+                    continue
+                with suppress(BrokenPipeError):
+                    left = left[os.write(key.fd, left) :]
+                    if left:
+                        continue
+                streams.unregister(key.fileobj)  # all of it is written, or nobody reads it
+                process.stdin.close()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

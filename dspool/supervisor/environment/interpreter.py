@@ -218,10 +218,15 @@ def _packages(
     if not required:
         return [good("none is required (required_packages=)", subject)]
     if wrong := requirements.lacking(required, versions, markers):
-        what = "' '".join(phrase.partition(" is ")[0] for phrase in wrong)
-        advice = f"{executable} -m pip install '{what}'"
+        what = " ".join(_quoted(phrase.partition(" is ")[0]) for phrase in wrong)
+        advice = f"{executable} -m pip install {what}"
         return [failed("; ".join(wrong) + f" (in {executable})", advice, subject)]
     return [good(", ".join(_versions_of(required, versions)), subject)]
+
+
+def _quoted(requirement: str) -> str:
+    """For a shell. A marker quotes its values in either way, and has no quotes inside them."""
+    return "'" + requirement.replace("'", '"') + "'"
 
 
 def _versions_of(required: Iterable[str], versions: Mapping[str, str | None]) -> list[str]:

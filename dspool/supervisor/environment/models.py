@@ -26,8 +26,13 @@ def lm(asked: Asked) -> list[Finding]:
 
 
 def _needs_lm(program: Program) -> bool:
-    spec = program.program and program.program.spec
-    return isinstance(spec, SignatureProgram) or (isinstance(spec, DefinedProgram) and not getattr(spec, "lm", None))
+    match program.program and program.program.spec:
+        case SignatureProgram():
+            return True
+        case DefinedProgram(definition=definition, lm=None):
+            return "program" not in definition  # code of one's own may do without
+        case _:
+            return False
 
 
 def lm_key(asked: Asked) -> list[Finding]:

@@ -48,7 +48,6 @@ class Trial(msgspec.Struct, kw_only=True):
         fallback: why that is another method than the one asked for; empty where it is the same.
         took_s: until each worker was ready, the first one's template included.
         python: the workers' Python version.
-        dspy: their DSPy's version, or None.
         failure: the report of the start that failed, or None.
         programs: what came of each program.
     """
@@ -57,7 +56,6 @@ class Trial(msgspec.Struct, kw_only=True):
     fallback: str = ""
     took_s: list[float] = []
     python: str = ""
-    dspy: str | None = None
     failure: ExitReport | None = None
     programs: list[Loaded] = []
 
@@ -140,7 +138,7 @@ class _Nursery:
             )
             return None
         self._trial.took_s.append((worker.ready_at or began) - began)
-        self._trial.python, self._trial.dspy = worker.python_version, worker.dspy_version
+        self._trial.python = worker.python_version
         if not self._trial.fallback:
             self._trial.start_method = worker.start_method
         return worker

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from dspool.protocol import values
+from dspool.protocol.definitions import DefinitionError, parse, shown_signature
 from dspool.protocol.messages import (
     PROTOCOL_VERSION,
     DefinedProgram,
@@ -30,7 +31,6 @@ from dspool.protocol.messages import (
     refused,
 )
 from dspool.protocol.secrets import Secrets
-from dspool.worker import definitions
 from dspool.worker.bridge import lms
 from dspool.worker.bridge.options import BridgeOptions
 from dspool.worker.bridge.programs import Programs, Record, wall_clock
@@ -95,11 +95,6 @@ class Commands:
             "cleanup": self._cleanup,
             "shutdown": self._shutdown,
         }
-
-    @property
-    def names(self) -> list[str]:
-        """The commands there are."""
-        return list(self._handlers)
 
     def answer(self, request: Request) -> Response:
         """The answer to a request."""
@@ -196,20 +191,7 @@ class Commands:
         return self._create(request, lm, _NOT_OF_THE_DEFINITION, gemini=False)
 
     def _create_gemini_program(self, request: Request) -> Result:
-        args = request.args
-        if args.get("model"):
-            lm: LMSpec | None = lms.read_lm(args, "gemini")
-        elif lms.is_gemini(self._default_lm) or lms.default_gemini() is not None:
-            lm = None  # whatever is configured when it runs
-        else:
-            raise Refused(
-                "missing_key",
-                'API key is required: send configure_lm with "provider": "gemini", a model and an api_key, or model and'
-                " api_key here, or start the bridge with GEMINI_API_KEY in its environment",
-                provider="gemini",
-            )
-        if lm is not None and not lms.is_gemini(lm):
-            raise Refused("invalid_args", f"{lm.model:.{_SHOWN_CHARS}} is not a Gemini model; use create_program")
+        lm = lms.read_gemini(request.args, self._default_lm)
         return self._create(request, lm, _NOT_OF_A_GEMINI_DEFINITION, gemini=True)
 
     def _create(self, request: Request, lm: LMSpec | None, not_defining: set[str], *, gemini: bool) -> Result:
@@ -218,28 +200,31 @@ class Commands:
         session_id = self._session_of(request) if self._options.by_session else None
         if session_id is not None:
             self._sessions.check_room(session_id)
+        replace = args.get("replace")
+        if not isinstance(replace, bool | None):
+            raise Refused("invalid_args", f"replace is true or false, not {type(replace).__name__}")
         definition = {name: value for name, value in args.items() if name not in not_defining}
         try:
-            definitions.parse(definition, allow_imports=self._options.allow_imports)
-        except definitions.DefinitionError as error:
+            parse(definition, allow_imports=self._options.allow_imports)
+        except DefinitionError as error:
             raise Refused("invalid_definition", str(error)) from None
         if lm is not None:
             self._check_lm(lm)
         record = Record(
             program_id=program_id,
             session_id=session_id,
-            signature=definition.get("signature"),
+            signature=shown_signature(definition.get("signature")),
             program_type=definition.get("program_type", "predict"),
             size=size_of(definition),
             lm=lm,
             gemini=gemini,
         )
         try:
-            self._programs.create(record, DefinedProgram(definition), replace=bool(args.get("replace")))
+            self._programs.create(record, DefinedProgram(definition), replace=bool(replace))
         except Refused:
             raise
         except BaseException as error:
-            code = "invalid_definition" if isinstance(error, definitions.DefinitionError) else "load_error"
+            code = "invalid_definition" if isinstance(error, DefinitionError) else "load_error"
             raise _refused_with(describe(error, code, self._secrets)) from error
         if session_id is not None:
             self._sessions.begin(session_id)

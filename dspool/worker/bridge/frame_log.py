@@ -13,8 +13,6 @@ Rules:
 from __future__ import annotations
 
 import os
-import re
-import stat
 import sys
 import time
 from collections.abc import Callable
@@ -25,13 +23,12 @@ import msgspec
 
 from dspool.protocol.codec import JSON
 from dspool.protocol.frames import HEADER_BYTES
-from dspool.protocol.secrets import MASK, Secrets
+from dspool.protocol.line_file import LineFile
+from dspool.protocol.secrets import MASK, SECRET_FIELD, Secrets
 from dspool.worker.loop import Pipe
 
 MAX_MESSAGE_CHARS = 16 * 1024
 """Of a frame's JSON; of a longer one the beginning is shown, as text."""
-
-_SECRET_FIELD = re.compile(r"key|token(?!s)|secret|passw|auth|credential|cookie|header", re.IGNORECASE)
 
 
 class FrameLog:
@@ -49,8 +46,8 @@ class FrameLog:
         self._path = path
         self._secrets = secrets
         self._received = 0.0
-        self._fd = _open(path)
-        os.register_at_fork(after_in_child=self.close)  # what a child of a program does is no frame
+        self._file = LineFile(path)
+        os.register_at_fork(after_in_child=self._file.close)  # what a child of a program does is no frame
 
     def received(self, body: memoryview) -> None:
         """A whole frame was read."""
@@ -63,7 +60,7 @@ class FrameLog:
         self._write("out", memoryview(frame)[HEADER_BYTES:], took_ms=took_ms)
 
     def _write(self, direction: str, body: memoryview, **fields: Any) -> None:
-        if self._fd == -1:
+        if self._file.closed:
             return
         line = {
             "time": datetime.now(UTC).isoformat("T", "microseconds"),
@@ -73,13 +70,7 @@ class FrameLog:
             **fields,
             "message": self._shown(body),
         }
-        data = msgspec.json.encode(line) + b"\n"
-        try:
-            problem = "" if os.write(self._fd, data) == len(data) else "a line was written in part"
-        except OSError as error:
-            problem = str(error.strerror)
-        if problem:
-            self.close()
+        if problem := self._file.write(msgspec.json.encode(line)):
             print(f"dspool bridge: the debug log {self._path} has ended: {problem}", file=sys.stderr)
 
     def _shown(self, body: memoryview) -> Any:
@@ -92,12 +83,6 @@ class FrameLog:
         if len(text) > MAX_MESSAGE_CHARS:
             return text[:MAX_MESSAGE_CHARS].decode("utf-8", "ignore") + "..."
         return message
-
-    def close(self) -> None:
-        """Write no more."""
-        if self._fd != -1:
-            os.close(self._fd)
-            self._fd = -1
 
 
 class LoggedPipe(Pipe):
@@ -133,7 +118,7 @@ def masked(value: Any, secrets: Secrets, *, secret: bool = False) -> Any:
     """
     if isinstance(value, dict):
         return {
-            secrets.mask(name): masked(item, secrets, secret=secret or bool(_SECRET_FIELD.search(name)))
+            secrets.mask(name): masked(item, secrets, secret=secret or bool(SECRET_FIELD.search(name)))
             for name, item in value.items()
         }
     if isinstance(value, list):
@@ -141,16 +126,3 @@ def masked(value: Any, secrets: Secrets, *, secret: bool = False) -> Any:
     if isinstance(value, str):
         return MASK if secret and value else secrets.mask(value)
     return value
-
-
-def _open(path: str) -> int:
-    # Non-blocking, so that a FIFO nobody reads is an error and not a wait; to a regular file it means nothing.
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(0, "it is no regular file")
-        os.fchmod(fd, 0o600)  # one that was there may have been open to others
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd

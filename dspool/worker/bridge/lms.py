@@ -18,13 +18,12 @@ from typing import Any
 
 import msgspec
 
-from dspool.protocol.lm_keys import NATIVE, missing_variables
+from dspool.protocol.lm_keys import NATIVE, missing_variables, provider_of
 from dspool.protocol.messages import LMSpec
 from dspool.worker.bridge.refusal import Refused
 
 DEFAULT_GEMINI = "gemini/gemini-2.5-flash"
 
-_BEGINNINGS = {"gemini": "gemini", "gpt-": "openai", "o1": "openai", "o3": "openai", "claude-": "anthropic"}
 _ALIASES = {"google": "gemini"}
 """The original bridge called it so."""
 
@@ -32,7 +31,7 @@ _ALIASES = {"google": "gemini"}
 class LMArgs(msgspec.Struct, omit_defaults=True):
     """configure_lm's args."""
 
-    model: str
+    model: str = ""
     provider: str | None = None
     api_key: str | None = None
     api_base: str | None = None
@@ -50,16 +49,51 @@ def read_lm(args: dict[str, Any], prefix: str | None = None) -> LMSpec:
     Raises:
         Refused: something is missing or of the wrong type, or there is no key.
     """
-    model = args.get("model")
-    if model is None or model == "":
+    read, settings = _read(args)
+    if not read.model:
         raise Refused("invalid_args", "Model name is required")
+    return _checked(_full_name(read.model, read.provider or prefix), settings)
+
+
+def read_gemini(args: dict[str, Any], configured: LMSpec | None) -> LMSpec | None:
+    """The LM that a Gemini program has of its own; None: what is configured when it runs, or default_gemini().
+
+    Args:
+        args: create_gemini_program's. What they set of an LM without naming its model counts on top of the
+            configured one, or of DEFAULT_GEMINI.
+        configured: the LM that is configured now.
+
+    Raises:
+        Refused: as read_lm(), and where it is no model of Gemini's.
+    """
+    read, settings = _read(args)
+    if read.model:
+        spec = read_lm(args, "gemini")
+        if not is_gemini(spec):
+            raise Refused("invalid_args", f"{spec.model:.200} is not a Gemini model; use create_program")
+        return spec
+    if settings:
+        if configured is None or not is_gemini(configured):
+            return _checked(DEFAULT_GEMINI, settings)
+        return _checked(configured.model, {**configured.kwargs, **settings})
+    if is_gemini(configured) or default_gemini() is not None:
+        return None
+    raise Refused(
+        "missing_key",
+        'API key is required: send configure_lm with "provider": "gemini", a model and an api_key, or an api_key here,'
+        " or start the bridge with GEMINI_API_KEY in its environment",
+        provider="gemini",
+    )
+
+
+def _read(args: dict[str, Any]) -> tuple[LMArgs, dict[str, Any]]:
+    """What args say of an LM, and which of it are dspy.LM's arguments. Null and an empty text say nothing."""
     try:
-        read = msgspec.convert(args, LMArgs)
+        read = msgspec.convert({name: value for name, value in args.items() if value is not None}, LMArgs)
     except msgspec.ValidationError as error:
         raise Refused("invalid_args", f"the LM's arguments are wrong: {error}") from None
-    name = _full_name(read.model, read.provider or prefix)
-    given = {field: getattr(read, field) for field in ("api_key", "api_base", "temperature", "max_tokens")}
-    return _checked(name, {field: value for field, value in given.items() if value not in (None, "")})
+    given = {name: getattr(read, name) for name in ("api_key", "api_base", "temperature", "max_tokens")}
+    return read, {name: value for name, value in given.items() if value not in (None, "")}
 
 
 def read_own_lm(lm: Any) -> LMSpec | None:
@@ -94,8 +128,8 @@ def _full_name(model: str, provider: str | None) -> str:
         return model if model.startswith(f"{provider}/") else f"{provider}/{model}"
     if "/" in model:
         return model
-    known = next((name for beginning, name in _BEGINNINGS.items() if model.startswith(beginning)), None)
-    if known is None:
+    known = provider_of(model)
+    if not known:
         raise Refused(
             "invalid_args", 'the LM has no provider; send "provider", or the model as in "openai/gpt-4o-mini"'
         )

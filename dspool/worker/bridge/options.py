@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn
 import msgspec
 
 from dspool.protocol.frames import DEFAULT_MAX_FRAME_BYTES, MAX_LENGTH
-from dspool.worker.bridge.reference import COMMANDS, EXITS
+from dspool.worker.bridge.reference import COMMANDS, EXIT_USAGE, EXITS
 
 MIN_MAX_FRAME_BYTES = 1024
 """Any error fits into that."""
@@ -38,7 +38,7 @@ class BridgeOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\nTry: {self.prog} --help\n")
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}\nTry: {self.prog} --help\n")
 
 
 def read_options(arguments: Sequence[str] | None = None) -> BridgeOptions:

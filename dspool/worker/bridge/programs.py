@@ -32,7 +32,7 @@ class Record(msgspec.Struct, kw_only=True):
     Attributes:
         program_id: the client's name for it.
         session_id: the session it belongs to; None: the worker.
-        signature: as it was sent.
+        signature: as it was sent, without what was ignored in it.
         program_type: as it was sent.
         size: what its definition counts for, in bytes.
         lm: its own LM, or None.

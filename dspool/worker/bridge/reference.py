@@ -107,7 +107,8 @@ COMMANDS = (
     Command(
         "create_gemini_program",
         "The same on a `gemini/` model: the one named here, else the one that configure_lm named when it runs, else"
-        " `gemini/gemini-2.5-flash` with the environment's `GEMINI_API_KEY`.",
+        " `gemini/gemini-2.5-flash` with the environment's `GEMINI_API_KEY`. Other settings without a model count on"
+        " top of the model that is configured now, or of `gemini/gemini-2.5-flash`.",
         (*_DEFINITION, *(argument._replace(optional=True) for argument in _LM_ARGS)),
         ("program_id", "status"),
         _CREATE_CODES,

@@ -93,6 +93,7 @@ def test_what_fails_in_the_worker_is_one_paragraph_and_a_code(
         (["tasks:square", "n=3", "-O", "max_request=1"], 2, "unknown option 'max_request'"),
         (["tasks:square", "n=3", "-O", "max_requests=0"], 2, "max_requests must be"),
         (["tasks:square", "n=3", "-O", "max_requests"], 2, "NAME=VALUE"),
+        (["tasks:square", "n=3", "-O", "preload=[json]"], 2, "Quote all of it for the shell"),
         (["tasks:square", "--inputs", "missing.json"], 2, "missing.json"),
         (["tasks:square", "--inputs", "-"], 2, "stdin"),
         (["tasks:square", "n=3", "--bogus"], 2, "--bogus"),

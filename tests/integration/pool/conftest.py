@@ -102,6 +102,15 @@ def logged() -> Iterator[list[Any]]:
 
 
 @pytest.fixture
+def templates_without_dspy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Templates import no DSPy, whatever the tests before this one have imported.
+
+    Else a template does as its manager did, and a short start_timeout_s may be over before it imports anything else.
+    """
+    monkeypatch.setattr("dspool.pool.starts.needs_dspy", lambda options: False)
+
+
+@pytest.fixture
 def all_end() -> Callable[[list[int]], None]:
     """Fail if one of these processes is still there after a while."""
 

@@ -48,6 +48,7 @@ def dead(pidfd: int) -> bool:
     return bool(select.select([pidfd], [], [], PATIENCE_S)[0])
 
 
+@pytest.mark.usefixtures("templates_without_dspy")
 @pytest.mark.parametrize("start_method", ["template", "spawn"])
 @pytest.mark.parametrize("how", ["preload", "warm"])
 def test_a_start_that_hangs_is_given_up_and_the_error_says_where(

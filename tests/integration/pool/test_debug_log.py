@@ -170,7 +170,7 @@ def test_a_log_that_fails_costs_no_call(make_pool: MakePool, tmp_path: Path, mon
     assert pool._control.frame_log is not None
     before = len(lines(log))
     with open("/dev/full", "wb", buffering=0) as full:
-        fd = pool._control.frame_log._fd
+        fd = pool._control.frame_log._file._fd
         kept = os.dup(fd)
         os.dup2(full.fileno(), fd)
         assert pool.run(echo, {"n": 1}) == {"n": 1}

@@ -441,8 +441,9 @@ def test_an_optimizers_new_words_for_the_last_field_are_taken(pool: dspool.Pool,
 
 
 def test_a_states_own_lm_keeps_its_model_and_no_address(dspy: Any, tmp_path: Path, caplog: Any) -> None:
+    from dspool.protocol.definitions import parse
     from dspool.testing.offline_lm import offline_lm
-    from dspool.worker.definitions import build, parse
+    from dspool.worker.definitions import build
 
     def lm_of(lm: Any) -> Any:
         predict = dspy.Predict("question -> answer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import sys
 import textwrap
@@ -168,6 +169,11 @@ def test_an_interpreter_that_is_not_executable(interpreter: Callable[[str], Path
         ("#!/bin/sh\necho hello\nexit 7\n", "it ended with exit code 7, and it said: hello"),
         ("#!/bin/sh\nkill -SEGV $$\n", "it was ended by SIGSEGV"),
         ("#!/bin/sh\necho 'dspool-probe {}'\n", "its answer is not one"),
+        ("#!/bin/sh\necho 'dspool-probe {oops'\n", "it ended with exit code 0, and it said: dspool-probe {oops"),
+        (f"#!{sys.executable}\nprint('dspool-probe ' + '[' * 100_000)\n", "it said: dspool-probe [[["),
+        (f"#!{sys.executable}\nprint('\\x1b[2J\\x1b]0;mine\\a')\n", "it said: ?[2J?]0;mine?"),
+        ("#!/bin/sh\nexec yes\n", "it wrote more than 4,194,304 bytes"),
+        ("#!/bin/sh\nexec 0<&- 1<&- 2<&-\n", "it ended with exit code 0"),
     ],
 )
 def test_an_interpreter_that_is_none(interpreter: Callable[[str], Path], script: str, said: str) -> None:
@@ -187,6 +193,36 @@ def test_an_interpreter_that_never_answers_is_ended_with_what_it_started(
     report = dspool.check_environment(workers=1, python=interpreter("#!/bin/sh\nsleep 1000 & sleep 1000\n"))
     [failed] = report.failed
     assert "it was not done within 0.5 s" in failed.reason
+
+
+def test_an_interpreter_whose_version_is_none(interpreter: Callable[[str], Path]) -> None:
+    path = interpreter(
+        f"#!{sys.executable}\n"
+        "import json\n"
+        "facts = dict(executable='x', version='9' * 5000, implementation='CPython', dspool='1', versions={}, "
+        "requires={}, code_files=[])\n"
+        "print('dspool-probe ' + json.dumps(facts))\n"
+    )
+    [failed] = dspool.check_environment(workers=1, python=path).failed
+    assert (failed.name, "its answer is not one" in failed.reason) == ("interpreter", True)
+
+
+def test_what_an_interpreter_leaves_running_is_ended(
+    interpreter: Callable[[str], Path], all_end: Callable[[list[int]], None], tmp_path: Path
+) -> None:
+    """It has none of our descriptors: only its group is known."""
+    path = interpreter(
+        f"#!{sys.executable}\n"
+        "import os, subprocess, sys\n"
+        "null = subprocess.DEVNULL\n"
+        "left = subprocess.Popen(['sleep', '1000'], stdin=null, stdout=null, stderr=null)\n"
+        f"with open({str(tmp_path / 'left')!r}, 'a') as file:\n"
+        "    print(left.pid, file=file)\n"
+        f"os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n"
+    )
+    report = dspool.check_environment(workers=1, python=path)
+    assert report.ok, report.failed
+    all_end([int(line) for line in (tmp_path / "left").read_text().split()])
 
 
 def test_an_interpreter_of_another_version_is_told_so(interpreter: Callable[[str], Path]) -> None:
@@ -368,6 +404,22 @@ def test_programs_that_do_not_load_are_named_and_the_others_load(module: Module)
     assert "neither a signature" in found["not a program"]
     assert len(report.failed) == 4
     assert "Traceback" in next(check.details for check in report.failed if check.subject == "nowhere:f")
+
+
+@pytest.mark.parametrize("program", ["question -> answer", {"signature": "question -> answer"}, len])
+def test_a_program_that_stands_alone_is_not_taken_apart(program: Any) -> None:
+    with pytest.raises(dspool.OptionsError, match=r"programs is a list, also of one: programs=\["):
+        dspool.check_environment(programs=program, start=False)
+    with pytest.raises(dspool.OptionsError, match="programs= takes a list"):
+        dspool.check_environment(program=program, start=False)
+
+
+def test_what_is_missing_can_be_installed_by_pasting_the_advice() -> None:
+    report = dspool.check_environment(
+        required_packages=["no-such-a; python_version < '4'", "no-such-b>=2"], start=False
+    )
+    (failed,) = report.failed
+    assert shlex.split(failed.advice)[4:] == ['no-such-a; python_version < "4"', "no-such-b>=2"]
 
 
 def test_a_key_in_an_error_or_an_output_is_masked(module: Module, interpreter: Callable[[str], Path]) -> None:

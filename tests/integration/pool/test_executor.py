@@ -230,6 +230,27 @@ def test_with_unpickle_results_objects_and_exceptions_come_back(make_executor: M
     assert executor.pool.stats().calls_failed == 2
 
 
+def raises_by_name(name: str) -> NoReturn:
+    kinds: dict[str, type[BaseException]] = {
+        "CancelledError": asyncio.CancelledError,
+        "StopIteration": StopIteration,
+        "SystemExit": SystemExit,
+        "GeneratorExit": GeneratorExit,
+    }
+    raise kinds[name]("of the function's own")
+
+
+@pytest.mark.parametrize("name", ["CancelledError", "StopIteration", "SystemExit", "GeneratorExit"])
+def test_with_unpickle_results_what_a_coroutine_takes_for_its_own_comes_back_too(
+    make_executor: MakeExecutor, name: str
+) -> None:
+    executor = make_executor(1, unpickle_results=True)
+    error = executor.submit(raises_by_name, name).exception(DEADLINE_S)
+    assert type(error).__name__ == name
+    assert isinstance(error.__cause__ if error else None, dspool.ProgramError)
+    assert executor.submit(abs, -1).result(DEADLINE_S) == 1
+
+
 def test_an_exception_that_cannot_be_rebuilt_is_a_program_error_that_says_so(make_executor: MakeExecutor) -> None:
     with pytest.raises(dspool.ProgramError, match="Picky: picky") as caught:
         make_executor(unpickle_results=True).submit(fail_pickily).result(DEADLINE_S)
@@ -243,8 +264,10 @@ def test_an_exception_that_cannot_be_rebuilt_is_a_program_error_that_says_so(mak
 def test_a_call_that_cannot_be_pickled_fails_alone(make_executor: MakeExecutor, argument: Any) -> None:
     executor = make_executor()
     bad, good = executor.submit(same, argument), executor.submit(same, 1)
-    with pytest.raises(dspool.EncodeError, match=r"test_executor\.same can't be pickled, because of"):
+    with pytest.raises(dspool.EncodeError, match=r"test_executor\.same can't be pickled, because of its argument 1"):
         bad.result(DEADLINE_S)
+    with pytest.raises(dspool.EncodeError, match=r"because of its argument 'value'"):
+        executor.submit(same, value=argument).result(DEADLINE_S)
     assert good.result(DEADLINE_S) == 1
 
 
@@ -411,16 +434,19 @@ def test_a_call_with_a_deadline_is_ended_by_it(make_executor: MakeExecutor) -> N
 # --- initializers -----------------------------------------------------------------------------------------------------
 
 
-def test_the_initializer_runs_once_in_each_worker_before_its_first_call(make_executor: MakeExecutor) -> None:
-    executor = make_executor(2, initializer=set_status, initargs=("ready",))
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_initializer_runs_once_in_each_worker_before_its_first_call(
+    make_executor: MakeExecutor, workers: int
+) -> None:
+    executor = make_executor(workers, initializer=set_status, initargs=("ready",))
     seen = [future.result(DEADLINE_S) for future in [executor.submit(status) for _ in range(40)]]
     assert {(text, count) for _, text, count in seen} == {("ready", 1)}
-    first = seen[0][0]
-    with pytest.raises(dspool.WorkerLost):
+    with pytest.raises(dspool.WorkerLost) as caught:
         executor.submit(die).result(DEADLINE_S)
     later = [future.result(DEADLINE_S) for future in [executor.submit(status) for _ in range(40)]]
     assert {(text, count) for _, text, count in later} == {("ready", 1)}
-    assert {pid for pid, _, _ in seen} != {pid for pid, _, _ in later} or first
+    assert caught.value.report is not None
+    assert caught.value.report.pid not in {pid for pid, _, _ in later}
 
 
 def test_the_initializer_runs_in_the_workers_of_a_pool_that_is_given(
@@ -547,6 +573,32 @@ def test_shutdown_can_cancel_what_waits(make_executor: MakeExecutor, tmp_path: P
     assert all(future.done() for future in waiting)
 
 
+def test_a_signal_handler_may_shut_down_in_the_middle_of_submit(make_executor: MakeExecutor) -> None:
+    executor, main = make_executor(1), threading.get_ident()
+
+    def shut_down(signum: int, frame: Any) -> None:
+        executor.shutdown(wait=False)
+
+    before = signal.signal(signal.SIGUSR1, shut_down)
+    futures: list[Any] = []
+    try:
+        put = executor._dispatcher.put
+
+        def put_and_be_interrupted(call: Any) -> None:
+            if len(futures) == 3:
+                signal.pthread_kill(main, signal.SIGUSR1)
+            put(call)
+
+        executor._dispatcher.put = put_and_be_interrupted  # type: ignore[method-assign]
+        futures += [executor.submit(same, 0)]
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            futures.extend(executor.submit(same, number) for number in range(1, 10))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not concurrent.futures.wait(futures, DEADLINE_S).not_done
+    assert [future.result() for future in futures[:3]] == [0, 1, 2]
+
+
 def test_shutdown_without_waiting_leaves_a_call_that_cannot_be_pickled_to_fail(make_executor: MakeExecutor) -> None:
     executor = make_executor(2)
     assert executor.submit(same, 1).result(DEADLINE_S) == 1
@@ -577,6 +629,58 @@ def test_shutdown_in_a_callback_does_not_wait_for_itself(make_executor: MakeExec
 
     future.add_done_callback(end)
     assert over.wait(DEADLINE_S)
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit])
+def test_what_a_callback_raises_harms_no_call(
+    make_executor: MakeExecutor, kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fall_over(future: concurrent.futures.Future[Any]) -> NoReturn:
+        raise kind("a callback's own")
+
+    executor, called = make_executor(2), threading.Semaphore(0)
+    futures = [executor.submit(same, number) for number in range(8)]
+    for future in futures:
+        future.add_done_callback(fall_over)
+        future.add_done_callback(lambda _: called.release())
+    assert [future.result(DEADLINE_S) for future in futures] == list(range(8))
+    assert all(called.acquire(timeout=DEADLINE_S) for _ in futures)
+    assert executor.submit(same, 9).result(DEADLINE_S) == 9
+    assert "a callback's own" in caplog.text
+
+
+def test_futures_that_shutdown_cancels_are_told_of_whatever_their_callbacks_raise(
+    make_executor: MakeExecutor, tmp_path: Path
+) -> None:
+    def fall_over(future: concurrent.futures.Future[Any]) -> NoReturn:
+        raise SystemExit(3)
+
+    executor, pipe = make_executor(1), named_pipe(tmp_path)
+    first = executor.submit(wait_for, pipe)
+    futures = [executor.submit(same, number) for number in range(20)]
+    for future in futures[5:]:
+        future.add_done_callback(fall_over)
+    executor.shutdown(wait=False, cancel_futures=True)
+    assert not concurrent.futures.wait(futures[5:], DEADLINE_S).not_done
+    with open(pipe, "w") as go:
+        go.write("go\n")
+    assert isinstance(first.result(DEADLINE_S), int)
+    assert not concurrent.futures.wait(futures, DEADLINE_S).not_done
+
+
+def test_a_callback_that_raises_in_the_canceller_leaves_no_call_running(
+    make_executor: MakeExecutor, tmp_path: Path
+) -> None:
+    def fall_over(future: concurrent.futures.Future[Any]) -> NoReturn:
+        raise SystemExit(3)
+
+    executor, pipe = make_executor(1), named_pipe(tmp_path)
+    future = executor.submit(begin_and_sleep, pipe)
+    begun(pipe)
+    future.add_done_callback(fall_over)
+    with pytest.raises(SystemExit):
+        future.cancel()
+    assert executor.submit(same, 1).result(DEADLINE_S) == 1
 
 
 def test_an_executor_that_was_never_used_started_nothing(make_executor: MakeExecutor) -> None:
@@ -692,9 +796,15 @@ def test_arguments_that_cannot_work_are_told_before_anything_starts(make_pool: M
         dspool.Executor(1, mp_context=None)
     with pytest.raises(dspool.OptionsError, match="max_requests"):
         dspool.Executor(1, max_tasks_per_child=3)
-    with pytest.raises(dspool.OptionsError, match="did you mean"):
+    with pytest.raises(dspool.OptionsError, match="an Executor has no option 'slot'; did you mean 'slots'"):
         dspool.Executor(1, slot=3)
+    with pytest.raises(dspool.OptionsError, match=r"did you mean 'max_workers'\? There are .*initargs, .*unpickle"):
+        dspool.Executor(max_worker=3)
+    with pytest.raises(dspool.OptionsError, match="max_workers must be a whole number; it is '2'"):
+        dspool.Executor("2")  # type: ignore[arg-type]
     pool = make_pool(workers=1)
+    with pytest.raises(dspool.OptionsError, match=r"Executor\(pool=pool\)"):
+        dspool.Executor(pool)  # type: ignore[arg-type]
     with pytest.raises(dspool.OptionsError, match="leave out max_workers, slots"):
         dspool.Executor(2, pool=pool, slots=1)
     with pytest.raises(dspool.OptionsError, match=r"dspool\.Pool"):

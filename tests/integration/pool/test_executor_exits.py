@@ -45,7 +45,7 @@ import time, pathlib, dspool
 def work(number):
     time.sleep(0.2)
     pathlib.Path(f"done-{number}").write_text("x")
-executor = dspool.Executor(2)
+executor = dspool.Executor(2, grace_s=30)  # the workers' start is in it
 for number in range(6):
     executor.submit(work, number)
 """,

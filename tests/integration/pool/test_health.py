@@ -72,13 +72,13 @@ def test_pings_and_calls_are_counted_apart(make_pool: MakePool) -> None:
 
 def test_a_worker_that_is_stopped_misses_its_pings(make_pool: MakePool) -> None:
     happenings = Happenings()
-    pool = make_pool(workers=1, on_event=happenings, ping_interval_s=0.05, ping_timeout_s=0.1, ping_failures=2)
+    pool = make_pool(workers=1, on_event=happenings, ping_interval_s=0.05, ping_timeout_s=0.5, ping_failures=2)
     pid = pool.workers()[0].pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     assert happenings.wait("worker.lost")["report"].reason == "hung"
     pings = pool.health().pings
-    assert pings.failed == 2
+    assert pings.failed >= 2, "a busy machine may have missed one before"
     until(lambda: pool.health().pings.consecutive_failures == 0)
 
 

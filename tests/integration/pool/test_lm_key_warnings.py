@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +27,9 @@ def echo(**inputs: Any) -> Any:
 @pytest.fixture
 def open_pool(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dspool.Pool]:
     """A pool of workers in memory, in an environment without keys."""
-    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+    for name in list(os.environ):
+        if name.endswith(("_API_KEY", "_API_BASE", "_BASE_URL")):
+            monkeypatch.delenv(name)
     return lambda **options: make_pool(workers=1, launcher=FakeLauncher(lambda call: call.inputs), **options)
 
 
@@ -98,7 +100,8 @@ def test_the_workers_environment_counts_not_only_the_managers(
 
 
 def test_groups_are_told_apart(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, logged: list[Any]) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for name in NO_KEYS:
+        monkeypatch.delenv(name, raising=False)
     groups = [
         dspool.WorkerGroup(name="with", workers=1, env={"OPENAI_API_KEY": "sk-0123456789"}),
         dspool.WorkerGroup(name="without", workers=1),

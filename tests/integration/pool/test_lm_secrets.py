@@ -63,7 +63,25 @@ def with_login(stub: StubLM, login: str) -> str:
     return stub.url.replace("://", f"://{login}@")
 
 
+def with_attribute(lm: Any) -> Any:
+    """An LM that holds another key beside its arguments."""
+    lm.gateway = {"users": [{"authorization": KEY}]}
+    return lm
+
+
+def of_a_subclass(**settings: Any) -> Any:
+    """An LM that travels as a pickle, since its class may be more than its arguments."""
+    import dspy
+
+    class OwnLM(dspy.LM):  # type: ignore[misc, unused-ignore]
+        """A subclass."""
+
+    return OwnLM(**settings)
+
+
 WAYS: dict[str, Given] = {
+    "subclass": lambda stub, dspy: (of_a_subclass(**base(stub, api_key=KEY)), {}),
+    "attribute": lambda stub, dspy: (with_attribute(dspy.LM(**base(stub, api_key=OTHER))), {}),
     "object": lambda stub, dspy: (dspy.LM(**base(stub, api_key=KEY)), {}),
     "dict": lambda stub, dspy: (base(stub, api_key=KEY), {}),
     "gemini": lambda stub, dspy: (stub.settings("gemini", api_key=KEY, num_retries=0), {}),
@@ -88,6 +106,7 @@ def tells_its_lm() -> None:
 
     lm = dspy.settings.lm
     known = f"{lm.kwargs if lm else None} {[value for name, value in os.environ.items() if 'API' in name]}"
+    known += f" {getattr(lm, 'gateway', '')}"
     print(known, flush=True)
     raise ValueError(known)
 

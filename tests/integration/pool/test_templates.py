@@ -246,6 +246,7 @@ def test_a_preload_that_ends_the_template_is_told(make_pool: MakePool, module: M
         make_pool(workers=2, preload="preloaded")
 
 
+@pytest.mark.usefixtures("templates_without_dspy")
 def test_a_preload_that_never_ends_is_shown_where_it_hangs(make_pool: MakePool, module: Module) -> None:
     module("import time\ndef hang():\n    time.sleep(600)\nhang()\n")
     with pytest.raises(dspool.WorkerStartError) as caught:

@@ -70,3 +70,8 @@ def test_stacks_are_for_traceback_alone_and_advice_names_options() -> None:
         "dspool: CallTimeout: too late; give it more time with --timeout (--traceback shows where)"
     )
     assert "Current thread 0x00" in explain(error, with_traceback=True)
+
+
+def test_an_option_is_renamed_only_where_it_is_a_word_of_its_own() -> None:
+    told = explain(errors.OptionsError("pass timeout_s; there are ping_timeout_s and queue_timeout_s"))
+    assert told == "dspool: OptionsError: pass --timeout; there are ping_timeout_s and queue_timeout_s"

@@ -82,6 +82,7 @@ def test_what_dspy_would_take_anyway_makes_no_difference() -> None:
         ("openai/", "has a provider but no model after it"),
         ("gpt-4o-mini", 'lm names no provider; write "openai/gpt-4o-mini"'),
         ("claude-sonnet-4", 'write "anthropic/claude-sonnet-4"'),
+        ("grok-4", 'write "xai/grok-4"'),
         (KEY, 'lm names no provider; write "provider/model", as in "openai/gpt-4o-mini"'),
         (f"https://me:{KEY}@example.org/v1", "lm is an address, not a model"),
         ({"api_key": KEY}, 'has no "model"'),

@@ -38,6 +38,11 @@ def store() -> ProgramStore:
     return ProgramStore(PoolOptions(name="unit"))
 
 
+def create(store: ProgramStore, name: str, definition: Any, *, replace: bool = False) -> Program:
+    """Register a program as a pool does, which has a worker look at some in between."""
+    return store.register(store.prepare(name, definition, replace=replace), replace=replace)
+
+
 def run_python(*arguments: str, seed: str = "0") -> str:
     environment = os.environ | {"PYTHONHASHSEED": seed}
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=50, env=environment)
@@ -91,7 +96,7 @@ def test_an_import_path_is_left_to_the_worker(store: ProgramStore) -> None:
 
 @pytest.mark.parametrize("text", ["nothing", "app.main", "app main:qa", "", ":qa", "app:", "1app:qa"])
 def test_a_string_that_is_none_of_the_three_is_not_found(store: ProgramStore, text: str) -> None:
-    store.create("known", shout)
+    create(store, "known", shout)
     with pytest.raises(ProgramNotFound, match=r"pool 'unit' has no program .*registered: 'known'.*import path"):
         store.resolve(text)
 
@@ -206,7 +211,7 @@ def test_a_program_larger_than_a_frame_is_refused_and_not_remembered(program: An
         with pytest.raises(EncodeError, match=said):
             store.resolve(program)
     with pytest.raises(EncodeError, match=said):
-        store.create("large", program)
+        create(store, "large", program)
     assert store.names() == []
 
 
@@ -294,7 +299,7 @@ def test_threads_that_ask_at_once_get_the_same_program(store: ProgramStore) -> N
 def test_a_name_wins_over_a_signature_and_labels_the_program(store: ProgramStore) -> None:
     text = "question -> answer"
     before = store.resolve(text)
-    store.create(text, shout)
+    create(store, text, shout)
     named = store.resolve(text)
     assert named.label == text
     assert named.program_id == store.resolve(shout).program_id
@@ -303,26 +308,26 @@ def test_a_name_wins_over_a_signature_and_labels_the_program(store: ProgramStore
 
 
 def test_a_taken_name_is_refused_unless_it_shall_be_replaced(store: ProgramStore) -> None:
-    store.create("qa", shout)
+    create(store, "qa", shout)
     with pytest.raises(ProgramExists, match="pool 'unit' has a program named 'qa' already; pass replace=True"):
-        store.create("qa", "a -> b")
+        create(store, "qa", "a -> b")
     assert store.resolve("qa").is_dspy is False
-    store.create("qa", "a -> b", replace=True)
+    create(store, "qa", "a -> b", replace=True)
     assert store.resolve("qa").spec == SignatureProgram("a -> b")
 
 
 def test_a_definition_that_cannot_be_sent_registers_nothing(store: ProgramStore) -> None:
     with pytest.raises(EncodeError):
-        store.create("bad", threading.Lock().acquire)
+        create(store, "bad", threading.Lock().acquire)
     assert store.names() == []
     for name in ("", "x" * 300, 5):
         with pytest.raises(EncodeError, match="a program's name"):
-            store.create(name, shout)  # type: ignore[arg-type]
+            create(store, name, shout)  # type: ignore[arg-type]
 
 
 def test_names_infos_and_deletion(store: ProgramStore) -> None:
-    store.create("second", "a -> b")
-    store.create("first", shout)
+    create(store, "second", "a -> b")
+    create(store, "first", shout)
     assert store.names() == ["second", "first"]
     info = store.info("second")
     assert info["program_id"] == "second"
@@ -340,7 +345,7 @@ def test_names_infos_and_deletion(store: ProgramStore) -> None:
 
 def test_refreshing_a_name_looks_at_its_definition_again(store: ProgramStore) -> None:
     counter = Counter(1)
-    store.create("count", counter)
+    create(store, "count", counter)
     counter.start = 5
     assert loaded(store.resolve("count"))(by=1) == 2
     store.refresh("count")
@@ -381,6 +386,20 @@ def test_a_definition_without_a_signature_or_with_objects_is_refused(store: Prog
     assert store.resolve(DEFINITION | {"hook": object()}) is store.resolve(DEFINITION)  # nobody's key
 
 
+def test_what_is_ignored_in_a_signature_is_not_told(store: ProgramStore) -> None:
+    """It may be an LM with its key, in the wrong place."""
+    field = {"name": "question", "description": "what to ask"}
+    signature = {"inputs": [field | {"api_key": "sk-misplaced"}], "outputs": [{"name": "answer", "type": "int"}]}
+    create(store, "qa", {"signature": signature | {"lm": {"model": "openai/x", "api_key": "sk-misplaced"}}})
+    assert store.info("qa")["signature"] == {"inputs": [field], "outputs": [{"name": "answer", "type": "int"}]}
+
+
+def test_text_in_a_definition_that_no_encoding_has_is_refused(store: ProgramStore) -> None:
+    """As msgspec and json read it from "\\ud800"."""
+    with pytest.raises(EncodeError, match="surrogates not allowed"):
+        create(store, "qa", {"signature": "question -> answer", "instructions": "\ud800"})
+
+
 def test_a_slip_in_a_definition_is_refused_by_name(store: ProgramStore) -> None:
     with pytest.raises(EncodeError, match="'instruction' is no key of a definition; did you mean 'instructions'"):
         store.resolve(DEFINITION | {"instruction": "Be short."})
@@ -398,8 +417,8 @@ def test_what_only_a_worker_can_know_is_told_from_the_rest(store: ProgramStore) 
         "app.main:qa",
     ):
         assert store.resolve(unproven).unproven
-        assert store.create("name", unproven, replace=True).unproven
-    assert not store.create("name", shout, replace=True).unproven
+        assert create(store, "name", unproven, replace=True).unproven
+    assert not create(store, "name", shout, replace=True).unproven
 
 
 # Definitions' LMs and states.
@@ -407,7 +426,7 @@ def test_what_only_a_worker_can_know_is_told_from_the_rest(store: ProgramStore) 
 
 def test_a_definitions_lm_travels_beside_it_and_its_key_is_shown_nowhere(store: ProgramStore) -> None:
     lm = {"model": "openai/gpt-4o-mini", "api_key": "sk-very-secret"}
-    program = store.create("qa", DEFINITION | {"lm": lm})
+    program = create(store, "qa", DEFINITION | {"lm": lm})
     assert isinstance(program.spec, DefinedProgram)
     assert program.spec.lm is not None
     assert program.spec.lm.kwargs == {"api_key": "sk-very-secret"}
@@ -419,7 +438,7 @@ def test_a_definitions_lm_travels_beside_it_and_its_key_is_shown_nowhere(store: 
     ids = [store.resolve(DEFINITION | more).program_id for more in ({}, {"lm": lm}, {"lm": lm | {"api_key": "sk-2"}})]
     assert len(set(ids)) == 3
     with pytest.raises(OptionsError, match="lm names no provider"):
-        store.create("qa", DEFINITION | {"lm": "gpt-4o-mini"}, replace=True)
+        create(store, "qa", DEFINITION | {"lm": "gpt-4o-mini"}, replace=True)
     assert store.resolve("qa") is program
 
 
@@ -436,7 +455,7 @@ def test_a_definitions_lm_is_told_of_so_that_its_key_is_masked() -> None:
 def test_a_saved_state_may_be_a_path_and_is_read_once(store: ProgramStore, tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     path.write_text('{"predict": {"demos": []}}')
-    by_path = store.create("qa", DEFINITION | {"state": path})
+    by_path = create(store, "qa", DEFINITION | {"state": path})
     assert isinstance(by_path.spec, DefinedProgram)
     assert by_path.spec.definition["state"] == {"predict": {"demos": []}}
     assert by_path.program_id == store.resolve(DEFINITION | {"state": {"predict": {"demos": []}}}).program_id
@@ -484,11 +503,11 @@ def test_a_name_that_is_gone_leaves_nothing_behind(store: ProgramStore) -> None:
     counter = Counter()
     ref = weakref.ref(counter)
     for number in range(200):
-        store.create("other", shout, replace=True)
-        store.create("name", DEFINITION | {"instructions": str(number)}, replace=True)
-        store.create(f"name {number}", {"signature": f"a -> b{number}"})
+        create(store, "other", shout, replace=True)
+        create(store, "name", DEFINITION | {"instructions": str(number)}, replace=True)
+        create(store, f"name {number}", {"signature": f"a -> b{number}"})
         store.delete(f"name {number}")
-    store.create("name", counter, replace=True)
+    create(store, "name", counter, replace=True)
     del counter
     assert len(store._programs) == 2
     store.delete("name")
@@ -499,11 +518,11 @@ def test_a_name_that_is_gone_leaves_nothing_behind(store: ProgramStore) -> None:
 
 
 def test_a_program_with_another_name_stays(store: ProgramStore) -> None:
-    store.create("one", DEFINITION)
-    store.create("two", DEFINITION)
+    create(store, "one", DEFINITION)
+    create(store, "two", DEFINITION)
     store.delete("one")
     assert len(store._programs) == 1
-    store.create("two", DEFINITION, replace=True)
+    create(store, "two", DEFINITION, replace=True)
     assert len(store._programs) == 1
     store.discard(store.prepare("three", DEFINITION))
     assert len(store._programs) == 1
@@ -513,19 +532,19 @@ def test_a_program_with_another_name_stays(store: ProgramStore) -> None:
 
 def test_names_are_bounded(store: ProgramStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names_module, "MAX_NAMES", 2)
-    store.create("one", shout)
+    create(store, "one", shout)
     candidate = store.prepare("three", shout)
-    store.create("two", shout)
-    refusals: list[Callable[[], Program]] = [lambda: store.create("three", shout), lambda: store.register(candidate)]
+    create(store, "two", shout)
+    refusals: list[Callable[[], Program]] = [lambda: create(store, "three", shout), lambda: store.register(candidate)]
     for refused in refusals:
         with pytest.raises(PoolError, match="pool 'unit' has 2 registered programs; delete some before 'three'"):
             refused()
-    store.create("two", "a -> b", replace=True)
+    create(store, "two", "a -> b", replace=True)
 
 
 def test_a_name_that_was_taken_meanwhile_is_not_given_twice(store: ProgramStore) -> None:
     candidate = store.prepare("one", shout)
-    store.create("one", "a -> b")
+    create(store, "one", "a -> b")
     with pytest.raises(ProgramExists):
         store.register(candidate)
     store.register(candidate, replace=True)
@@ -533,7 +552,7 @@ def test_a_name_that_was_taken_meanwhile_is_not_given_twice(store: ProgramStore)
 
 
 def test_runs_are_counted_for_each_name_and_kept_by_a_refresh(store: ProgramStore) -> None:
-    one, two = store.create("one", shout), store.create("two", shout)
+    one, two = create(store, "one", shout), create(store, "two", shout)
     assert one.runs is not None
     assert two.runs is not None
     assert store.info("one")["last_executed"] is None
@@ -546,7 +565,7 @@ def test_runs_are_counted_for_each_name_and_kept_by_a_refresh(store: ProgramStor
     assert info["created_at"] <= info["last_executed"]
     assert store.info("two")["execution_count"] == 1
     assert store.resolve(shout).runs is None
-    store.create("one", shout, replace=True)
+    create(store, "one", shout, replace=True)
     assert store.info("one")["execution_count"] == 0
 
 

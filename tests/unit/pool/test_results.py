@@ -148,7 +148,8 @@ def test_a_signature_string_s_types_come_back_too(store: ProgramStore, dspy: Any
 
 @needs_dspy
 def test_a_named_program_has_its_definition_s_types(store: ProgramStore, dspy: Any) -> None:
-    store.create("mood", dspy.Predict(dspy.Signature({"a": (str, dspy.InputField()), "m": (Mood, dspy.OutputField())})))
+    mood = dspy.Predict(dspy.Signature({"a": (str, dspy.InputField()), "m": (Mood, dspy.OutputField())}))
+    store.register(store.prepare("mood", mood))
     assert result_of(store.resolve("mood"), came("outputs", {"m": Mood.GOOD})).m is Mood.GOOD
 
 

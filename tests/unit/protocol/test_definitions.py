@@ -30,7 +30,7 @@ def test_a_definition_with_defaults() -> None:
         ({"signature": {"outputs": []}}, "has no outputs"),
         ({"program_type": "reactor"}, "program_type 'reactor' is unknown; there are predict, chain_of_thought, react"),
         ({"program_type": ["predict"]}, "program_type ['predict'] is unknown"),
-        ({"instructions": 3}, "Expected `str | null`"),
+        ({"instructions": 3}, "instructions must be str | null; it is int"),
         ({"signature": {"inputs": [{"name": "answer"}]}}, "two fields have the same name: answer"),
         ({"signature": {"inputs": [{"name": "a b"}]}}, "'a b' must have a name that Python can use"),
         ({"signature": {"inputs": [{"name": "class"}]}}, "'class' must have a name"),
@@ -194,8 +194,8 @@ def test_what_does_not_belong_to_a_kind_is_refused(changes: dict[str, Any], reas
         ([{"question": "q"}], r"demos\[0\] needs an input and an output"),
         ([{"answer": "a"}], r"demos\[0\] needs an input and an output"),
         ([{}], "needs an input"),
-        (["q"], "Expected `object`"),
-        ({"question": "q"}, "Expected `array`"),
+        (["q"], r"demos\[0\] must be object; it is str"),
+        ({"question": "q"}, "demos must be array; it is object"),
         ([{"question": "q", "answer": "a"}] * (MAX_DEMOS + 1), "1,001 demos; at most 1,000"),
     ],
 )
@@ -305,3 +305,28 @@ def test_whatever_comes_is_parsed_or_refused_with_a_reason(
         except DefinitionError:
             continue
         assert trusted or not parsed.imports
+
+
+@pytest.mark.parametrize(
+    ("definition", "told"),
+    [
+        (
+            {"signature": {"inputs": ["question"], "outputs": ["answer"]}},
+            'signature.inputs[0] must be object, as in {"name": "question", "type": "str"}; it is str',
+        ),
+        ({"signature": "a -> b", "tools": "m:f"}, "tools must be array; it is str"),
+        ({"program": "m:f"}, "'program' belongs to program; this is a predict, since it has no program_type"),
+        (
+            {"signature": {"inputs": [{"name": "a"}], "ouputs": [{"name": "b"}]}},
+            "signature.outputs needs at least one field; 'signature.ouputs' is no key of a definition; did you mean",
+        ),
+        ({"signature": "a -> b: Literal[x, y]"}, "a choice that is text has quotes around it: 'x'"),
+        ({"signature": {"outputs": [{"name": "b", "type": "str[]"}]}}, "as an object: invalid syntax"),
+        ('{"signature": "a -> b"}', "a definition is an object, not str; JSON text has to be read first"),
+    ],
+)
+def test_a_slip_is_told_in_the_words_of_who_made_it(definition: Any, told: str) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        parse(definition)
+    assert told in str(caught.value)
+    assert "<" not in str(caught.value)

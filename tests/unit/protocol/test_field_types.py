@@ -262,6 +262,24 @@ def test_a_small_schema_that_is_huge_when_written_out_is_refused() -> None:
         parse_type({"$defs": parts, "$ref": "#/$defs/L6"})
 
 
+def test_options_that_are_huge_when_written_out_are_refused_before_they_are_compared() -> None:
+    """Two equal chains, each level of which refers to the one below fifty times: comparing them would take years."""
+
+    def chain(name: str) -> dict[str, Any]:
+        parts: dict[str, Any] = {f"{name}0": {"type": "string"}}
+        for level in range(1, 8):
+            below = {"$ref": f"#/$defs/{name}{level - 1}"}
+            parts[f"{name}{level}"] = {
+                "type": "object",
+                "title": "T",
+                "properties": {f"x{i}": below for i in range(50)},
+            }
+        return parts
+
+    with pytest.raises(DefinitionError, match="when it is written out; at most 1,000"):
+        parse_type({"$defs": chain("A") | chain("B"), "anyOf": [{"$ref": "#/$defs/A7"}, {"$ref": "#/$defs/B7"}]})
+
+
 def test_every_keyword_that_is_named_as_known_is_taken_somewhere() -> None:
     """By the walk's own account, so that the documentation, which lists them, is right."""
     values: dict[str, Any] = {"type": "integer", "enum": [1], "const": 1, "anyOf": [{}], "items": {}, "required": []}

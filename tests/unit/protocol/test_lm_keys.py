@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dspool.pool.lm_specs import lm_spec
-from dspool.protocol.lm_keys import LITELLM, LITELLM_ALSO, NATIVE, missing_key
+from dspool.protocol.lm_keys import LITELLM, LITELLM_ALSO, NATIVE, missing_key, provider_of
 from dspool.protocol.messages import LMSpec
 
 pytestmark = pytest.mark.unit
@@ -42,8 +42,6 @@ def test_each_of_a_providers_variables_is_enough(provider: str, variable: str) -
     "settings",
     [
         {"api_key": KEY},
-        {"api_base": "http://127.0.0.1:1/v1"},
-        {"base_url": "http://127.0.0.1:1/v1"},
         {"extra_headers": {"Authorization": f"Bearer {KEY}"}},
         {"headers": {"x-api-key": KEY}},
         {"custom_llm_provider": "hosted_vllm"},
@@ -52,6 +50,30 @@ def test_each_of_a_providers_variables_is_enough(provider: str, variable: str) -
 )
 def test_where_a_key_is_given_or_may_not_be_needed_nothing_is_said(settings: dict[str, Any]) -> None:
     assert missing_key(lm_spec({"model": "openai/m", **settings}), {}) is None
+
+
+@pytest.mark.parametrize("name", ["api_base", "base_url"])
+def test_a_server_of_ones_own_may_need_no_key_but_openais_clients_want_one(name: str) -> None:
+    settings = {name: "http://127.0.0.1:1/v1"}
+    assert missing_key(lm_spec({"model": "mistral/m", **settings}), {}) is None
+    assert missing_key(lm_spec({"model": "openai/m", **settings}), {}) is not None
+    assert missing_key(lm_spec({"model": "openai/m", "api_key": "none", **settings}), {}) is None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # LiteLLM has some of its own
+@pytest.mark.parametrize("engine", ["lm15", "litellm"])
+def test_neither_client_asks_a_server_that_speaks_openais_protocol_without_a_key(
+    listener: str, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")
+    dspy = pytest.importorskip("dspy")
+    for name in [name for name in os.environ if name.endswith(("_KEY", "_TOKEN"))]:
+        monkeypatch.delenv(name)
+    heard.clear()
+    with pytest.raises(Exception, match=r"(?i)api_key"):
+        dspy.LM("openai/m", engine=engine, api_base=listener, cache=False, num_retries=0)("why?")
+    assert not heard
 
 
 @pytest.mark.parametrize("name", ["api_key", "api_base"])
@@ -89,7 +111,8 @@ def test_an_lm_object_of_ones_own_is_not_looked_into() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "variable"), [("gpt-4o", "OPENAI"), ("claude-x", "ANTHROPIC"), ("gemini-x", "GEMINI")]
+    ("model", "variable"),
+    [("gpt-4o", "OPENAI"), ("o4-mini", "OPENAI"), ("claude-x", "ANTHROPIC"), ("gemini-x", "GEMINI"), ("grok-4", "XAI")],
 )
 def test_a_model_without_provider_is_its_providers(model: str, variable: str) -> None:
     text = missing_key(lm_spec({"model": model}), {})
@@ -128,6 +151,15 @@ def test_the_table_of_dspys_own_client_is_dspys() -> None:
     for prefix in keyless:
         definition = registry.PROVIDERS[router.LITELLM_PROVIDER_PREFIXES[prefix]]
         assert definition.placeholder_key or definition.credential_policy != "key"
+
+
+@pytest.mark.slow
+def test_the_models_that_need_no_provider_are_dspys() -> None:
+    router = pytest.importorskip("dspy._vendor.lm15.router")
+    theirs = {rule.prefix.rstrip("-"): rule.provider for rule in router.DEFAULT_RULES if rule.provider in NATIVE}
+    assert theirs
+    assert {word: provider_of(f"{word}-1") for word in theirs} == {word: provider_of(word) for word in theirs} == theirs
+    assert provider_of("o1secret") == provider_of("some-model") == ""
 
 
 class Listener(http.server.BaseHTTPRequestHandler):

@@ -75,7 +75,7 @@ class LongDouble(Generic):
     pass
 
 
-INNER = Inner(at=datetime(2025, 1, 2, tzinfo=UTC), tags={"a", "b"}, pair=(1, Colour.RED))
+INNER = Inner(at=datetime(2025, 1, 2, tzinfo=UTC), tags={"a"}, pair=(1, Colour.RED))
 OUTER = Outer(inner=INNER, many={"x": [INNER, INNER]})
 
 

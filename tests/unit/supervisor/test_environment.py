@@ -217,7 +217,7 @@ def test_whoever_may_write_into_the_cache_is_told(cache_folder: Path, mode: int,
 
 def test_whoever_may_read_the_cache_is_told(cache_folder: Path) -> None:
     for above in cache_folder.parents:
-        if above.stat().st_uid == os.geteuid() and above.name.startswith("pytest-"):
+        if above.stat().st_uid == os.geteuid() and above.name.startswith(("pytest-", "popen-")):
             above.chmod(0o755)
     cache_folder.parent.chmod(0o755)
     cache_folder.chmod(0o755)
@@ -239,6 +239,14 @@ def test_a_cache_that_is_no_folder_or_not_there_is_told(cache_folder: Path) -> N
     [found] = caches.cache(asked(workers=1))
     assert found.status == "warning"
     assert "is no folder: DSPy caches in each worker's memory alone" in found.reason
+
+
+def test_a_cache_whose_name_no_system_takes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSPY_CACHEDIR", "/" + "x" * 300)
+    [found] = caches.cache(asked(workers=1))
+    assert found.status == "warning"
+    assert "File name too long" in found.reason
+    assert caches.cache_privacy(asked(workers=1)) == []
 
 
 def test_each_group_has_the_cache_of_its_environment(cache_folder: Path, tmp_path: Path) -> None:
@@ -302,6 +310,13 @@ def test_a_gateways_variable_is_told_without_its_value(variable: str, monkeypatc
     assert found.status == "ok"
     [found] = models.lm_gateway(asked(workers=1, lm="gemini/gemini-2.5-flash"))
     assert found.status == "ok"
+
+
+@pytest.mark.parametrize("kind", [{"program_type": "program"}, {"program_type": "best_of_n", "inner": "program"}])
+def test_whether_code_of_ones_own_needs_an_lm_is_not_known(kind: dict[str, Any]) -> None:
+    more = {"n": 2, "reward": "app:reward", "threshold": 1.0} if "inner" in kind else {}
+    report = dspool.check_environment(workers=1, programs=[{**kind, **more, "program": "app:make"}], start=False)
+    assert [check.status for check in report.checks if check.name == "lm"] == ["ok"]
 
 
 def test_a_signature_without_an_lm_is_a_warning() -> None:

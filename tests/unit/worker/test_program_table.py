@@ -9,7 +9,8 @@ import pytest
 
 from dspool.protocol.messages import BootConfig, ImportedProgram, ProgramSpec
 from dspool.protocol.secrets import Secrets
-from dspool.worker.programs import CallableProgram, Loader, Program, ProgramTable, import_attribute
+from dspool.worker.import_paths import import_attribute
+from dspool.worker.programs import CallableProgram, Loader, Program, ProgramTable
 
 pytestmark = pytest.mark.unit
 

@@ -26,7 +26,7 @@ class Client:
         folder: where its stderr goes, to a file.
         env: what its environment has beside PATH and the like; no keys are inherited.
         merged: whether its stderr goes into the framed stdout.
-        through: the command that starts it, where it isn't started directly.
+        command: what starts it.
     """
 
     def __init__(
@@ -167,7 +167,9 @@ def refusal_in(answer: Mapping[str, Any]) -> tuple[str, str]:
 
 def environment(folder: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """A bridge's environment: this one without its keys, with a cache of its own."""
-    kept = {name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_BASE_URL"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_API_BASE", "_BASE_URL"))
+    }
     return {**kept, "DSPY_CACHEDIR": str(folder / "cache"), "PYTHONWARNINGS": "error", **(more or {})}
 
 

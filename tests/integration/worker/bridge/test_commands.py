@@ -160,6 +160,13 @@ def test_a_program_needs_an_id(shared: Client, command: str, args: dict[str, Any
     assert shared.refusal(command, **args, **own) == ("invalid_args", text)
 
 
+def test_what_is_ignored_in_a_signature_is_not_told(shared: Client) -> None:
+    misplaced = QA | {"lm": {"model": "openai/x", "api_key": "sk-misplaced"}}
+    shared.result("create_program", id="misplaced", signature=misplaced)
+    assert shared.result("get_program_info", program_id="misplaced")["signature"] == QA
+    shared.result("delete_program", program_id="misplaced")
+
+
 @pytest.mark.parametrize("command", ["execute_program", "execute_gemini_program", "get_program_info", "delete_program"])
 def test_a_program_that_is_not_there(shared: Client, command: str) -> None:
     assert shared.refusal(command, program_id="nobody", inputs={}) == (
@@ -217,7 +224,9 @@ def test_inputs_that_are_not_the_programs(shared: Client, inputs: Any, details: 
 
 def test_inputs_that_are_no_object(shared: Client) -> None:
     shared.result("create_program", id="inputs", signature=QA, replace=True)
-    assert shared.refusal("execute_program", program_id="inputs", inputs=[1])[0] == "invalid_args"
+    told = shared.refusal("execute_program", program_id="inputs", inputs=[1])
+    assert told[0] == "invalid_args"
+    assert "inputs is an object by field name; it is list" in told[1]
 
 
 def test_a_program_without_an_lm(shared: Client) -> None:

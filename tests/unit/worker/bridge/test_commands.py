@@ -86,7 +86,7 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_command_is_in_the_reference_and_the_other_way_round() -> None:
-    assert Asked().commands.names == [command.name for command in COMMANDS]
+    assert list(Asked().commands._handlers) == [command.name for command in COMMANDS]
     assert {code for command in COMMANDS for code in command.codes} <= set(CODES)
 
 
@@ -233,6 +233,7 @@ def test_the_specs_of_equal_lms_are_equal() -> None:
     assert read_own_lm(None) is None
     assert read_lm({"model": "gemini-2.5-flash", "provider": "google", **access}).model == "gemini/gemini-2.5-flash"
     assert read_lm({"model": "gemini-2.5-flash", **access}).model == "gemini/gemini-2.5-flash"
+    assert read_lm({"model": "o4-mini", **access}).model == "openai/o4-mini"
 
 
 def test_a_gemini_key_in_the_environment_is_used_where_nothing_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +243,33 @@ def test_a_gemini_key_in_the_environment_is_used_where_nothing_is_configured(mon
     assert is_gemini(default_gemini({"GOOGLE_API_KEY": "k"}))
     monkeypatch.setenv("GEMINI_API_KEY", "k")
     assert Asked(1).ask("create_gemini_program", id="g", signature=QA)["success"]
+
+
+def test_what_a_gemini_program_sets_without_naming_a_model_counts_on_top_of_the_configured_one() -> None:
+    from dspool.worker.bridge.lms import DEFAULT_GEMINI, read_gemini, read_lm
+
+    configured = read_lm({"provider": "gemini", "model": "gemini-x", "api_key": "k" * 10, "temperature": 0.5})
+    own = read_gemini({"temperature": 0.0}, configured)
+    assert own is not None
+    assert (own.model, own.kwargs) == ("gemini/gemini-x", {"api_key": "k" * 10, "temperature": 0.0})
+    other = read_lm({"model": "gpt-4o", "api_key": "k" * 10})
+    for before in (None, other):
+        own = read_gemini({"api_key": "g" * 10}, before)
+        assert own is not None
+        assert (own.model, own.kwargs) == (DEFAULT_GEMINI, {"api_key": "g" * 10})
+    assert Asked().code("create_gemini_program", id="g", signature=QA, temperature=0.5) == "missing_key"
+    assert Asked(1).ask("create_gemini_program", id="g", signature=QA, api_key="g" * 10)["success"]
+    assert Asked().code("create_gemini_program", id="g", signature=QA, temperature="hot") == "invalid_args"
+
+
+def test_whether_to_replace_is_said_by_true_or_false_alone() -> None:
+    asked = Asked()
+    asked.ask("create_program", id="p", signature=QA)
+    for wrong in ("false", 0, 1.0):
+        assert asked.code("create_program", id="p", signature=QA, replace=wrong) == "invalid_args"
+    for no in (False, None):
+        assert asked.code("create_program", id="p", signature=QA, replace=no) == "program_exists"
+    assert asked.ask("create_program", id="p", signature=QA, replace=True)["success"]
 
 
 def nested(depth: int) -> Any:

@@ -1,0 +1,219 @@
+"""pool.wrap(program): the program itself, but for its forward, which runs on the pool.
+
+A wrapper is of a class made from the program's own, and shares the program's attributes: one dict, two objects. So
+everything that DSPy does with a module, from named_predictors to dump_state and set_lm, acts on the program without a
+line of ours, an optimizer that shows an LM the program's source finds it, and isinstance tells the truth.
+
+Rules:
+    1. A change of the program, through the wrapper or beside it, is a change of both.
+    2. A copy of a wrapper wraps a copy of the program, on the same pool. Pickled, a wrapper is the program: in a saved
+       file, and in a worker, there is no pool.
+    3. What the caller's process does around `forward` (callbacks, usage, DSPy's checks) is DSPy's own and happens once:
+       the program class's own __call__ runs in the worker.
+    4. `forward` may be set, as optimizers do for a while; that is the wrapper's alone.
+
+dspy is looked up in sys.modules, imported by wrap() alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+import operator
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import anyio.to_thread
+import msgspec
+
+from dspool.errors import OptionsError, PoolError, ProgramError
+from dspool.pool.context import bring_back, caller_of, finished, split_arguments
+from dspool.pool.driver import Driver
+from dspool.pool.front import RUN_ARGUMENTS, PoolFront, Prepared, unknown_argument
+from dspool.pool.kindred_errors import as_kindred
+from dspool.pool.steps import Steps
+from dspool.pool.waits import ThreadWaits, drive_async
+from dspool.protocol.messages import Response
+
+Driven = tuple[Response, int]
+_classes: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
+"""A program's class -> that of its wrappers."""
+
+
+class Way(msgspec.Struct, frozen=True):
+    """How a pool's calls are driven; None: not that way."""
+
+    blocking: Callable[[Driver, Steps[Driven]], Driven] | None
+    awaited: Callable[[Driver, Steps[Driven]], Awaitable[Driven]] | None
+
+
+class _Link(msgspec.Struct):
+    """What makes a wrapper of a copy of the program's face."""
+
+    pool: PoolFront
+    plain: Any
+    as_run: Mapping[str, Any]
+    way: Way
+    forward: Any = None
+
+
+def wrap(pool: PoolFront, program: Any, as_run: Mapping[str, Any], way: Way) -> Any:
+    """A dspy.Module that runs a program on a pool.
+
+    Raises:
+        OptionsError: the program is no DSPy program, or a default is no argument of run().
+    """
+    import dspy
+
+    if unknown := [name for name in as_run if name not in RUN_ARGUMENTS]:
+        raise unknown_argument("wrap", unknown, RUN_ARGUMENTS)
+    if isinstance(program, Pooled):
+        program = program._dspool.plain
+    elif isinstance(program, str) or (isinstance(program, type) and issubclass(program, dspy.Signature)):
+        program = dspy.Predict(program)
+    if not isinstance(program, dspy.Module):
+        raise OptionsError(
+            f"pool {pool.name!r}: wrap() takes a dspy.Module, or a signature; this is "
+            f"{f'the class {program.__qualname__}' if isinstance(program, type) else f'a {type(program).__qualname__}'}"
+        )
+    return _wrapper(_Link(pool, program, dict(as_run), way))
+
+
+def _wrapper(link: _Link) -> Any:
+    wrapper = object.__new__(_class_for(type(link.plain)))
+    wrapper._dspool = link
+    object.__setattr__(wrapper, "__dict__", link.plain.__dict__)
+    return wrapper
+
+
+def _class_for(base: Any) -> Any:
+    """The class of a program class's wrappers. It goes by the same name, by which DSPy looks for its source."""
+    made = _classes.get(base)
+    if made is None:
+        import dspy
+
+        namespace = {name: base.__dict__[name] for name in ("__doc__", "__firstlineno__") if name in base.__dict__}
+        namespace |= {"__module__": base.__module__, "__qualname__": base.__qualname__, "__slots__": ()}
+        namespace |= {"__call__": dspy.Module.__call__, "acall": dspy.Module.acall}
+        made = _classes[base] = type(base)(base.__name__, (Pooled, base), namespace)
+    return made
+
+
+async def drive_beside(driver: Driver, steps: Steps[Driven], blocking: Callable[..., Driven]) -> Driven:
+    """Drive a blocking pool's call from a task: in its own loop on asyncio, on a thread elsewhere."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return await anyio.to_thread.run_sync(blocking, driver, steps)
+    return await drive_async(steps, ThreadWaits(driver))
+
+
+class Pooled:
+    """The part of a wrapper that isn't the program's own class."""
+
+    __slots__ = ("_dspool",)
+
+    _dspool: _Link
+
+    # --- calls ----------------------------------------------------------------------------------------------------
+
+    @property
+    def forward(self) -> Any:
+        """Runs the program on the pool; or what was set in its place."""
+        own = self._dspool.forward
+        return MethodType(_forward, self) if own is None else own
+
+    @forward.setter
+    def forward(self, value: Any) -> None:
+        self._dspool.forward = None if getattr(value, "__func__", None) is _forward else value
+
+    @forward.deleter
+    def forward(self) -> None:
+        self._dspool.forward = None
+
+    async def aforward(self, *args: Any, **kwargs: Any) -> Any:
+        """As forward, awaited."""
+        link = self._dspool
+        if link.forward is not None:
+            value = link.forward(*args, **kwargs)
+            return await value if inspect.isawaitable(value) else value
+        assert link.way.awaited is not None
+        (driver, resolved, steps), lm = _prepared(self, args, kwargs)
+        response, worker_id = await link.way.awaited(driver, steps)
+        return _finish(self, resolved, response, worker_id, lm)
+
+    # --- copies ---------------------------------------------------------------------------------------------------
+
+    def deepcopy(self) -> Any:
+        """A wrapper of a deep copy, as the program makes it."""
+        return _copied(self, self._dspool.plain.deepcopy())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _copied(self, copy.deepcopy(self._dspool.plain, memo))
+
+    def __copy__(self) -> Any:
+        return _copied(self, copy.copy(self._dspool.plain))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return operator.getitem, ((self._dspool.plain,), 0)
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def load_state(self, *args: Any, **kwargs: Any) -> Any:
+        """As the program's; at the next call all of it is looked at."""
+        plain = self._dspool.plain
+        result = plain.load_state(*args, **kwargs)
+        control = self._dspool.pool._control
+        if control is not None:
+            control.programs.refresh(plain)
+        return self if result is plain else result
+
+
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run the program on the pool."""
+    way = self._dspool.way
+    if way.blocking is None:
+        raise PoolError(
+            f"async pool {self._dspool.pool.name!r} runs in tasks of its event loop: use `await module.acall(...)`, or "
+            "wrap the program with a dspool.Pool, which any thread may call"
+        )
+    (driver, resolved, steps), lm = _prepared(self, args, kwargs)
+    response, worker_id = way.blocking(driver, steps)
+    return _finish(self, resolved, response, worker_id, lm)
+
+
+def _prepared(wrapper: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Prepared, Any]:
+    link = wrapper._dspool
+    label = f"pool {link.pool.name!r}: {type(wrapper).__qualname__}"
+    inputs, arguments, lm = split_arguments(args, kwargs, label)
+    caller = caller_of(arguments, lm)
+    return link.pool._prepare_row(link.plain, inputs, link.as_run, caller), lm
+
+
+def _finish(wrapper: Any, program: Any, response: Response, worker_id: int, lm: Any) -> Any:
+    records = response.records
+    traced = bring_back(records, wrapper, lm) if records is not None else []
+    try:
+        result = wrapper._dspool.pool._finish(program, response, worker_id)
+    except ProgramError as error:
+        raise as_kindred(error, wrapper.predictors()) from None
+    return finished(result, response, traced)
+
+
+def _copied(wrapper: Any, plain: Any) -> Any:
+    link = wrapper._dspool
+    fresh = _wrapper(_Link(link.pool, plain, link.as_run, link.way))
+    if isinstance(link.forward, MethodType) and link.forward.__self__ is wrapper:
+        fresh.forward = MethodType(link.forward.__func__, fresh)
+    elif link.forward is not None:
+        fresh.forward = link.forward
+    return fresh
+
+
+def awaited_beside(blocking: Callable[[Driver, Steps[Driven]], Driven]) -> Callable[..., Awaitable[Driven]]:
+    """How tasks drive a blocking pool's calls."""
+    return partial(drive_beside, blocking=blocking)

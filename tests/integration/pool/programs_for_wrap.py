@@ -1,0 +1,100 @@
+"""Programs and an LM for the tests of pool.wrap: an answer depends on its request alone, whichever process asks."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import dspy
+from dspy.utils import DummyLM
+
+ANSWERS = {
+    "[[ ## question ## ]]\ncapital": {"reasoning": "known", "answer": "Paris"},
+    "[[ ## question ## ]]\nriver": {"reasoning": "guessed", "answer": "Seine"},
+    "[[ ## question ## ]]\nsum": {"reasoning": "counted", "answer": "4"},
+    "[[ ## answer ## ]]": {"length": "5"},
+}
+
+
+def answering(**settings: Any) -> Any:
+    """An LM that knows three questions."""
+    lm = DummyLM(ANSWERS)
+    return lm.copy(**settings) if settings else lm
+
+
+class Measured(dspy.Module):
+    """Two predictors, one after the other, and what the process that ran them says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.ChainOfThought("question -> answer")
+        self.measure = dspy.Predict("answer -> length: int")
+
+    def forward(self, question: str, times: int = 1) -> Any:
+        """Ask and measure."""
+        asked = self.ask(question=question)
+        for _ in range(1, times):
+            asked = self.ask(question=question)
+        measured = self.measure(answer=asked.answer)
+        return dspy.Prediction(answer=asked.answer, length=measured.length, pid=os.getpid(), steps=[asked])
+
+
+class Told(dspy.Module):
+    """Gives back what it was called with, and what DSPy's settings say in the worker."""
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        """What it sees."""
+        settings = dspy.settings
+        return dspy.Prediction(
+            given=[_shown(each) for each in given],
+            named={name: _shown(value) for name, value in named.items()},
+            adapter=type(settings.adapter).__name__,
+            lm=None if settings.lm is None else [settings.lm.model, settings.lm.kwargs],
+            num_threads=settings.num_threads,
+            mine=settings.get("mine"),
+            pid=os.getpid(),
+        )
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__}: {value.toDict() if isinstance(value, dspy.Example) else value}"
+
+
+class Outer(dspy.Module):
+    """A program with another one in it."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, question: str) -> Any:
+        """Ask the inner one."""
+        found = self.inner(question=question)
+        return dspy.Prediction(
+            answer=found.answer, pid=os.getpid(), kind=[base.__name__ for base in type(self.inner).__mro__]
+        )
+
+
+class Fails(dspy.Module):
+    """Asks, then raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> Any:
+        """Ask and raise."""
+        raise ValueError(f"no use for {self.ask(question=question).answer}")
+
+
+class Listed(dspy.Module):
+    """Returns no Prediction, but things that hold some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer", n=2)
+
+    def forward(self, question: str) -> Any:
+        """A list and a dict of records."""
+        asked = self.ask(question=question)
+        return [asked, {"example": dspy.Example(question=question, gold="Paris").with_inputs("question")}, (1, 2)]

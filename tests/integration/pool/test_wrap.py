@@ -1,0 +1,543 @@
+"""pool.wrap: a program that runs on a pool is a DSPy program like any other."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+import dspool
+from dspool.testing.pytest_plugin import MakeAsyncPool, MakePool
+from dspool.testing.stub_lm import StubLM
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def dspy() -> Any:
+    """DSPy, imported once, whose progress bars start no thread that watches them."""
+    import dspy
+
+    importlib.import_module("tqdm").tqdm.monitor_interval = 0
+    return dspy
+
+
+@pytest.fixture(scope="module")
+def programs(dspy: Any) -> Any:
+    """The module of programs, which workers import by its name."""
+    from tests.integration.pool import programs_for_wrap
+
+    return programs_for_wrap
+
+
+@pytest.fixture
+def lm(programs: Any) -> Any:
+    """The LM of this process's settings."""
+    return programs.answering()
+
+
+QUESTIONS = ["capital", "river", "sum"]
+GOLD = {"capital": "Paris", "river": "Seine", "sum": "4"}
+
+
+def examples(dspy: Any, times: int = 4) -> list[Any]:
+    """Questions with their answers, some of which are wrong."""
+    rows = [(question, GOLD[question]) for question in QUESTIONS] * times
+    rows[0] = ("capital", "Rome")
+    return [dspy.Example(question=question, answer=answer).with_inputs("question") for question, answer in rows]
+
+
+def right(example: Any, prediction: Any, trace: Any = None) -> bool:
+    """The metric."""
+    return bool(example.answer == prediction.answer)
+
+
+def test_evaluate_gives_what_it_gives_in_process(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    pool, program = make_pool(workers=2), programs.Measured()
+    evaluate = dspy.Evaluate(devset=examples(dspy), metric=right, num_threads=4)
+    with dspy.context(lm=lm):
+        pooled, own = evaluate(pool.wrap(program)), evaluate(program)
+    assert pooled.score == own.score == round(100 * 11 / 12, 2)
+    pids = {prediction.pid for _, prediction, _ in pooled.results}
+    assert pids <= {worker.pid for worker in pool.workers()}
+    for (_, one, _), (_, other, _) in zip(pooled.results, own.results, strict=True):
+        assert dict(one.items()) | {"pid": 0} == dict(other.items()) | {"pid": 0}
+
+
+def test_parallel_and_batch(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    wrapped = make_pool(workers=2).wrap(programs.Measured())
+    with dspy.context(lm=lm):
+        pairs = [(wrapped, example.inputs()) for example in examples(dspy)]
+        pairs += [(wrapped, {"question": "river"}), (wrapped, ("sum",))]
+        found = dspy.Parallel(num_threads=3, disable_progress_bar=True)(pairs)
+        batch = wrapped.batch(examples(dspy), num_threads=3, disable_progress_bar=True)
+    assert [each.answer for each in found] == [*GOLD.values()] * 4 + ["Seine", "4"]
+    assert [each.answer for each in batch] == [*GOLD.values()] * 4
+    assert os.getpid() not in {each.pid for each in [*found, *batch]}
+
+
+def test_best_of_n_and_refine(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    wrapped = make_pool(workers=2).wrap(programs.Measured())
+    advice = {"discussion": "d", "advice": {"ask.predict": "try", "measure": "N/A"}}
+    lm.answers = {**programs.ANSWERS, "program_code": advice}
+    for kind in (dspy.BestOfN, dspy.Refine):
+        rewards: list[Any] = []
+
+        def reward(inputs: Any, prediction: Any, rewards: list[Any] = rewards) -> float:
+            rewards.append((inputs, prediction.answer, prediction.pid))
+            return float(len(rewards) == 2)
+
+        with dspy.context(lm=lm, trace=[]):
+            best = kind(module=wrapped, N=3, reward_fn=reward, threshold=1.0)(question="capital")
+            steps = [type(predictor).__name__ for predictor, _, _ in dspy.settings.trace]
+        assert best.answer == "Paris"
+        assert [answer for _, answer, _ in rewards] == ["Paris", "Paris"]
+        assert os.getpid() not in {pid for *_, pid in rewards}
+        assert steps[:2] == ["Predict", "Predict"]
+
+
+def test_asyncify_acall_and_streamify(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    wrapped = make_pool(workers=2).wrap(programs.Measured())
+
+    async def main() -> list[Any]:
+        asked = [wrapped.acall(question=question) for question in QUESTIONS]
+        found = [*await asyncio.gather(*asked), await dspy.asyncify(wrapped)(question="sum")]
+        for is_async in (False, True):
+            streamed = dspy.streamify(wrapped, is_async_program=is_async)(question="river")
+            found += [piece async for piece in streamed if isinstance(piece, dspy.Prediction)]
+        return found
+
+    with dspy.context(lm=lm):
+        found = asyncio.run(asyncio.wait_for(main(), 60))
+    assert [each.answer for each in found] == ["Paris", "Seine", "4", "4", "Seine", "Seine"]
+    assert os.getpid() not in {each.pid for each in found}
+
+
+def test_an_async_pools_wrapper_is_awaited(make_async_pool: MakeAsyncPool, programs: Any, lm: Any, dspy: Any) -> None:
+    async def main() -> None:
+        async with make_async_pool(workers=2) as pool:
+            wrapped = pool.wrap(programs.Measured(), timeout_s=30)
+            with dspy.context(lm=lm, trace=[], track_usage=True):
+                found = await asyncio.gather(*(wrapped.acall(question=question) for question in QUESTIONS))
+                assert len(dspy.settings.trace) == 6
+            assert [each.answer for each in found] == [*GOLD.values()]
+            assert all(each.get_lm_usage() for each in found)
+            with pytest.raises(dspool.PoolError, match=r"await module\.acall"):
+                wrapped(question="capital")
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_an_acall_that_is_cancelled_gives_its_worker_up(make_pool: MakePool, dspy: Any) -> None:
+    class Waits(dspy.Module):
+        def forward(self) -> None:
+            threading.Event().wait(60)
+
+    busy = threading.Event()
+
+    def check(worker: Any, request: Any) -> Any:
+        busy.set()
+        return dspool.KEEP
+
+    pool = make_pool(workers=1, check=check)
+    (before,) = pool.workers()
+
+    async def main() -> None:
+        task = asyncio.ensure_future(pool.wrap(Waits()).acall())
+        assert await asyncio.to_thread(busy.wait, 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    pool.wait_ready(timeout_s=30)
+    assert pool.workers()[0].worker_id != before.worker_id
+
+
+def test_callbacks_of_the_caller_see_the_wrapper(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    seen: list[Any] = []
+
+    class Seeing(dspy.utils.BaseCallback):
+        def on_module_start(self, call_id: str, instance: Any, inputs: Any) -> None:
+            seen.append(("start", instance, inputs["kwargs"]))
+
+        def on_module_end(self, call_id: str, outputs: Any, exception: Any = None) -> None:
+            seen.append(("end", outputs, exception))
+
+    program = programs.Measured()
+    program.callbacks = [Seeing()]
+    wrapped = make_pool(workers=1).wrap(program)
+    with dspy.context(lm=lm):
+        found = wrapped(question="capital")
+        with dspy.context(callbacks=[Seeing()]):
+            wrapped(question="sum")
+    assert seen[:2] == [("start", wrapped, {"question": "capital"}), ("end", found, None)]
+    assert len(seen) == 6
+
+
+# --- what is done to the program ------------------------------------------------------------------------------------
+
+
+def test_a_wrapper_is_the_program_to_whoever_asks(
+    make_pool: MakePool, programs: Any, dspy: Any, tmp_path: Path
+) -> None:
+    pool, program = make_pool(workers=1, lazy=True), programs.Measured()
+    wrapped = pool.wrap(program)
+    assert isinstance(wrapped, programs.Measured)
+    assert repr(wrapped) == repr(program)
+    assert wrapped.named_predictors() == program.named_predictors()
+    assert [name for name, _ in wrapped.named_parameters()] == ["ask.predict", "measure"]
+    assert wrapped.predictors() == program.predictors()
+    assert wrapped.dump_state() == program.dump_state()
+    assert inspect.getsource(type(wrapped)) == inspect.getsource(programs.Measured)
+    wrapped.save(tmp_path / "state.json")
+    again = programs.Measured()
+    again.load(tmp_path / "state.json")
+    wrapped.save(tmp_path / "whole", save_program=True)
+    loaded = dspy.load(tmp_path / "whole", allow_pickle=True)
+    assert type(loaded) is programs.Measured
+    wrapped.set_lm(programs.answering())
+    assert program.get_lm() is wrapped.get_lm() is not None
+
+
+def test_a_predict_is_wrapped_as_a_predict(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    pool = make_pool(workers=1)
+    for program in (dspy.Predict("question -> answer"), "question -> answer", dspy.Signature("question -> answer")):
+        wrapped = pool.wrap(program)
+        assert wrapped.named_predictors() == [("self", wrapped)]
+        with dspy.context(lm=lm, trace=[]):
+            found = wrapped(question="river")
+            ((predictor, inputs, prediction),) = dspy.settings.trace
+        assert (predictor, inputs) == (wrapped, {"question": "river"})
+        assert predictor is wrapped
+        assert prediction is found
+        with pytest.raises(ValueError, match="Positional arguments are not allowed"), dspy.context(lm=lm):
+            wrapped("river")
+
+
+@pytest.mark.parametrize("through", ["wrapper", "program"])
+def test_a_changed_program_is_noticed(make_pool: MakePool, programs: Any, lm: Any, dspy: Any, through: str) -> None:
+    pool, program = make_pool(workers=1), programs.Measured()
+    wrapped = pool.wrap(program)
+    changed = wrapped if through == "wrapper" else program
+
+    def sent() -> str:
+        with dspy.context(lm=lm):
+            wrapped(question="capital")
+        return str(lm.history[-2]["messages"])
+
+    assert "pirate" not in sent()
+    changed.ask.predict.signature = changed.ask.predict.signature.with_instructions("Speak like a pirate.")
+    assert "pirate" in sent()
+    changed.ask.predict.demos = [dspy.Example(question="sea", reasoning="r", answer="wet")]
+    assert "wet" in sent()
+    changed.ask.predict.demos.append(dspy.Example(question="land", reasoning="r", answer="dry"))
+    assert "dry" in sent()
+    state = programs.Measured().dump_state()
+    state["ask.predict"]["demos"] = [{"question": "moon", "reasoning": "r", "answer": "grey"}]
+    changed.load_state(state)
+    assert "grey" in sent()
+    assert "pirate" not in sent()
+    changed.set_lm(programs.answering(max_tokens=7))
+    with dspy.context(lm=None):
+        assert wrapped(question="capital").answer == "Paris"
+
+
+def test_load_state_sees_what_the_fingerprint_does_not(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    pool, program = make_pool(workers=1), dspy.Predict("question -> answer")
+    program.demos = [dspy.Example(question="sea", answer="wet")]
+    wrapped = pool.wrap(program)
+    with dspy.context(lm=lm):
+        wrapped(question="capital")
+        state = wrapped.dump_state()
+        program.demos[0].answer = "salty"  # in place: the cheap look passes over it
+        wrapped.load_state(state | {"demos": program.demos})
+        wrapped(question="capital")
+    assert "salty" in str(lm.history[-1]["messages"])
+
+
+def test_copies_share_the_pool_and_nothing_else(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    import copy
+
+    pool, program = make_pool(workers=1), programs.Measured()
+    program.ask.predict.demos = [dspy.Example(question="sea", reasoning="r", answer="wet")]
+    wrapped = pool.wrap(program)
+    for copied in (wrapped.deepcopy(), copy.deepcopy(wrapped), wrapped.reset_copy()):
+        assert type(copied) is type(wrapped)
+        assert copied.ask is not wrapped.ask
+        copied.ask.predict.demos = []
+        with dspy.context(lm=lm):
+            assert copied(question="sum").pid == pool.workers()[0].pid
+    assert len(wrapped.ask.predict.demos) == len(program.ask.predict.demos) == 1
+    shallow = copy.copy(wrapped)
+    assert type(shallow) is type(wrapped)
+    assert shallow.ask is wrapped.ask
+
+
+def test_in_a_worker_a_wrapper_is_its_program(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    pool = make_pool(workers=1)
+    for inner in (programs.Measured(), dspy.Predict("question -> answer")):
+        outer = programs.Outer(pool.wrap(inner))
+        with dspy.context(lm=lm):
+            found = pool.run(outer, {"question": "capital"})
+            again = pool.wrap(outer)(question="capital")
+            here = outer(question="capital")
+        assert found.answer == again.answer == here.answer == "Paris"
+        assert found.pid == again.pid != here.pid
+        assert "Pooled" not in found.kind + again.kind
+        assert "Pooled" in here.kind
+    assert type(cloudpickle.loads(cloudpickle.dumps(pool.wrap(programs.Measured())))) is programs.Measured
+    assert pool.run(pool.wrap(programs.Measured()), {"question": "sum"}, lm=lm).answer == "4"
+
+
+def test_what_is_no_program_is_refused(make_pool: MakePool, programs: Any, dspy: Any) -> None:
+    pool = make_pool(workers=1, lazy=True)
+    for wrong in (programs.Measured, len, {"a": 1}, None):
+        with pytest.raises(dspool.OptionsError, match=r"wrap\(\) takes a dspy.Module, or a signature"):
+            pool.wrap(wrong)
+    with pytest.raises(dspool.OptionsError, match="timeout_s"):
+        pool.wrap(programs.Measured(), timeout=3)
+
+
+# --- the caller's settings ------------------------------------------------------------------------------------------
+
+
+def test_the_callers_settings_apply(make_pool: MakePool, programs: Any, dspy: Any) -> None:
+    pool = make_pool(workers=1, lm="openai/pool", adapter="xml")
+    told = pool.wrap(programs.Told())
+    found = told()
+    assert (found.lm[0], found.adapter, found.num_threads, found.mine) == ("openai/pool", "XMLAdapter", 8, None)
+    with dspy.context(lm=dspy.LM("openai/mine", temperature=0.3), adapter=dspy.JSONAdapter(), num_threads=3, mine=[1]):
+        found = told()
+    assert (found.lm[0], found.lm[1]["temperature"]) == ("openai/mine", 0.3)
+    assert (found.adapter, found.num_threads, found.mine) == ("JSONAdapter", 3, [1])
+    assert told().adapter == "XMLAdapter"
+    given = pool.wrap(programs.Told(), lm="openai/given")
+    with dspy.context(lm=dspy.LM("openai/mine")):
+        assert given().lm[0] == "openai/given"
+
+
+def test_any_argument_goes_along(make_pool: MakePool, programs: Any, dspy: Any) -> None:
+    told = make_pool(workers=1).wrap(programs.Told())
+    found = told(3, "four", example=dspy.Example(a=1), function=len, lm=dspy.LM("openai/passed"))
+    assert found.given == ["int: 3", "str: four"]
+    assert found.named["example"] == "Example: {'a': 1}"
+    assert found.named["function"] == "builtin_function_or_method: <built-in function len>"
+    assert found.named["lm"].startswith("DeadlineLM")
+    with pytest.raises(dspool.EncodeError, match=r"an input can't be pickled, because of inputs\['lock'\]"):
+        told(lock=threading.Lock())
+    with dspy.context(mine=threading.Lock()), pytest.raises(dspool.EncodeError, match=r"dspy.settings.mine can't be"):
+        told()
+
+
+def test_config_lm_and_demos_of_a_call_apply_as_in_process(make_pool: MakePool, programs: Any, dspy: Any) -> None:
+    pool, program = make_pool(workers=1), dspy.ChainOfThought("question -> answer")
+    asked = {"config": {"temperature": 0.9}, "demos": [dspy.Example(question="sea", reasoning="r", answer="wet")]}
+    for module in (program, pool.wrap(program)):
+        lm = programs.answering()
+        assert module(question="capital", lm=lm, **asked).answer == "Paris"
+        (entry,) = lm.history
+        assert "wet" in str(entry["messages"])
+        assert entry["kwargs"]["temperature"] == 0.9
+
+
+# --- what is brought back -------------------------------------------------------------------------------------------
+
+
+def traced(dspy: Any, module: Any, lm: Any, **inputs: Any) -> tuple[Any, list[Any], Any]:
+    """A call's result, trace and usage."""
+    with dspy.context(lm=lm, trace=[], track_usage=True, adapter=dspy.ChatAdapter()):
+        found = module(**inputs)
+        return found, dspy.settings.trace, found.get_lm_usage()
+
+
+def test_traces_and_usage_are_those_of_the_process(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    program = programs.Measured()
+    wrapped = make_pool(workers=1).wrap(program)
+    asked: list[dict[str, Any]] = [{"question": "capital"}, {"question": "river", "times": 3}]
+    for inputs in asked:
+        found, trace, usage = traced(dspy, wrapped, lm, **inputs)
+        own, own_trace, own_usage = traced(dspy, program, lm, **inputs)
+        assert dict(found.items()) | {"pid": 0} == dict(own.items()) | {"pid": 0}
+        assert type(found.steps[0]) is dspy.Prediction
+        assert usage == own_usage
+        assert len(trace) == len(own_trace) == inputs.get("times", 1) + 1
+        for (predictor, given, prediction), (other, own_given, own_prediction) in zip(trace, own_trace, strict=True):
+            assert predictor is other
+            assert given == own_given
+            assert dict(prediction.items()) == dict(own_prediction.items())
+            assert dict(prediction.completions.items()) == dict(own_prediction.completions.items())
+            assert prediction.completions.signature is own_prediction.completions.signature
+
+
+def test_a_tracker_around_many_calls_sees_each_request(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    program = programs.Measured()
+    counts = []
+    for module in (program, make_pool(workers=1).wrap(program)):
+        with dspy.context(lm=lm), dspy.track_usage() as tracker:
+            for question in QUESTIONS:
+                assert module(question=question).get_lm_usage() is None
+        counts.append(dict(tracker.usage_data))
+    assert counts[0] == counts[1]
+    assert len(counts[0]["dummy"]) == 6
+
+
+def test_nothing_comes_back_that_was_not_asked_for(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    wrapped = make_pool(workers=1).wrap(programs.Measured())
+    with dspy.context(lm=lm, trace=None, disable_history=True, track_usage=False):
+        assert wrapped(question="capital").get_lm_usage() is None
+        assert lm.history == []
+    with dspy.context(lm=lm, trace=[], max_trace_size=3):
+        for _ in range(3):
+            wrapped(question="capital")
+        assert len(dspy.settings.trace) == 3
+
+
+def test_histories_are_where_inspect_history_looks(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    from dspy.clients.base_lm import GLOBAL_HISTORY
+
+    wrapped, outer = make_pool(workers=1).wrap(programs.Measured()), None
+    outer = programs.Outer(wrapped)
+    before = len(GLOBAL_HISTORY)
+    with dspy.context(lm=lm):
+        outer(question="capital")
+    assert len(GLOBAL_HISTORY) - before == len(lm.history) == len(wrapped.history) == len(outer.history) == 2
+    assert "capital" in str(lm.history[0]["messages"])
+    assert "Paris" in str(lm.history[0]["outputs"])
+    for _ in range(3):  # the worker keeps none: each call brings its own alone
+        with dspy.context(lm=lm):
+            wrapped(question="sum")
+    assert len(lm.history) == 8
+
+
+def test_a_failed_calls_records_come_back_too(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    wrapped = make_pool(workers=1).wrap(programs.Fails())
+    with dspy.context(lm=lm, trace=[]), dspy.track_usage() as tracker:
+        with pytest.raises(ValueError, match="no use for Paris") as raised:
+            wrapped(question="capital")
+        ((predictor, inputs, prediction),) = dspy.settings.trace
+    assert isinstance(raised.value, dspool.ProgramError)
+    assert (raised.value.type, raised.value.code) == ("builtins.ValueError", "program_error")
+    assert predictor is wrapped.ask
+    assert (inputs, prediction.answer) == ({"question": "capital"}, "Paris")
+    assert len(tracker.usage_data["dummy"]) == 1
+
+
+def test_records_inside_other_results_are_records(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    wrapped = make_pool(workers=1).wrap(programs.Listed())
+    with dspy.context(lm=lm):
+        asked, named, pair = wrapped(question="capital")
+    assert asked.completions.answer == ["Paris", "Paris"]
+    assert asked.answer == "Paris"
+    assert named["example"].inputs().toDict() == {"question": "capital"}
+    assert named["example"].gold == "Paris"
+    assert pair == (1, 2)
+
+
+def test_completions_come_along(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    wrapped = make_pool(workers=1).wrap(dspy.Predict("question -> answer", n=3))
+    traces: list[list[Any] | None] = [[], None]
+    for trace in traces:
+        with dspy.context(lm=lm, trace=trace):
+            found = wrapped(question="capital")
+        assert found.completions.answer == ["Paris"] * 3
+        assert dspy.majority(found).answer == "Paris"
+
+
+def test_a_predictor_made_on_the_way_has_a_stand_in(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    class Makes(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            dspy.Predict(dspy.Signature("question -> answer", "Be brief."))(question=question)
+            return self.ask.deepcopy()(question=question)
+
+    wrapped = make_pool(workers=1).wrap(Makes())
+    found, trace, _ = traced(dspy, wrapped, lm, question="capital")
+    (brief, inputs, prediction), (copied, _, last) = trace
+    assert brief.signature.instructions == "Be brief."
+    assert list(brief.signature.input_fields) == list(inputs) == ["question"]
+    assert list(brief.signature.output_fields) == ["answer"]
+    assert prediction.answer == "Paris"
+    assert copied is not wrapped.ask
+    assert copied.signature is wrapped.ask.signature
+    assert found is last
+
+
+Setter = Callable[[Any], None]
+
+
+def test_a_forward_that_is_set_is_used_until_it_is_taken_back(
+    make_pool: MakePool, programs: Any, lm: Any, dspy: Any
+) -> None:
+    from types import MethodType
+
+    program = programs.Measured()
+    wrapped = make_pool(workers=1).wrap(program)
+    own = object.__getattribute__(wrapped, "forward")
+
+    def patched(self: Any, **inputs: Any) -> Any:
+        return self, own(**inputs)
+
+    wrapped.forward = MethodType(patched, wrapped)
+    assert "forward" not in vars(program)
+    with dspy.context(lm=lm):
+        who, found = wrapped(question="capital")
+        assert who is wrapped
+        copied = wrapped.deepcopy()
+        assert copied(question="capital")[0] is copied
+        wrapped.forward = own
+        assert wrapped(question="capital").answer == found.answer == "Paris"
+        assert asyncio.run(wrapped.acall(question="capital")).answer == "Paris"
+
+
+def test_a_program_with_parallel_in_it_is_sent(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    class Asks(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+            self.parallel = dspy.Parallel(num_threads=2, disable_progress_bar=True, timeout=7)
+
+        def forward(self, questions: Any) -> Any:
+            found = self.parallel([(self.ask, {"question": question}) for question in questions])
+            return dspy.Prediction(answers=found, timeout=self.parallel.timeout)
+
+    pool = make_pool(workers=1)
+    with dspy.context(lm=lm):
+        found = pool.wrap(Asks())(questions=QUESTIONS)
+        again = pool.run(Asks(), {"questions": QUESTIONS})
+    assert [each.answer for each in found.answers] == [each["answer"] for each in again.answers] == [*GOLD.values()]
+    assert found.timeout == 7
+    assert [worker.programs for worker in pool.workers()] == [1]  # equal, so one program
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_errors_of_an_lm_and_its_answers_are_dspys(make_pool: MakePool, dspy: Any, *, asynchronous: bool) -> None:
+    wrapped = make_pool(workers=1, timeout_s=30).wrap(dspy.Predict("question -> number: int"))
+
+    def call(lm: Any) -> Any:
+        with dspy.context(lm=lm, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
+            return asyncio.run(wrapped.acall(question="q")) if asynchronous else wrapped(question="q")
+
+    with StubLM(faults=["429"], retry_after_s=3) as stub:
+        lm = stub.lm(num_retries=0, cache=False)
+        with pytest.raises(dspy.LMRateLimitError) as limited:
+            call(lm)
+    assert dspy.is_retryable_lm_error(limited.value)
+    assert isinstance(limited.value, dspool.ProgramError)
+    assert (limited.value.status, vars(limited.value)["retry_after"]) == (429, 3.0)
+    with pytest.raises(dspy.AdapterParseError) as garbled:
+        call(dspy.utils.DummyLM([{"number": "many"}] * 2))
+    assert "many" in garbled.value.lm_response
+    assert garbled.value.signature is wrapped.signature
+    assert garbled.value.code == "adapter_parse_error"
