@@ -186,7 +186,7 @@ BENCH_VENV := .venv-bench
 BENCH_PY := $(BENCH_VENV)/bin/python
 BENCH_PIP := $(BENCH_PY) -m pip --disable-pip-version-check --no-input -qq
 BENCH_STAMP := $(BENCH_VENV)/.installed-$(shell { pwd; cat $(BENCH_LOCK) pyproject.toml; } 2>/dev/null | cksum | cut -d' ' -f1)
-BENCHMARKS := calls throughput payload starts dspy_calls evaluate
+BENCHMARKS := calls throughput payload starts dspy_calls evaluate streams
 
 $(BENCH_STAMP): | $(STAMP)
 	@echo "dspool: bringing $(BENCH_VENV) up to date with the $$(grep -c '^[a-zA-Z]' $(BENCH_LOCK)) packages of $(BENCH_LOCK); the first time takes a minute or two"

@@ -20,6 +20,7 @@ from dspool.errors import OptionsError
 from dspool.types import Affinity, CheckoutRequest, Verdict, WorkerInfo
 
 StartMethod = Literal["template", "spawn"]
+Execution = Literal["threads", "async"]
 CheckHook = Callable[[WorkerInfo, CheckoutRequest], Verdict]
 EventHook = Callable[[str, Mapping[str, Any]], None]
 
@@ -196,8 +197,13 @@ class PoolOptions:
         ping_timeout_s: seconds it has to answer.
         ping_failures: pings in a row it may miss before it is removed.
         grace_s: seconds a worker has to stop by itself, and running calls have at close().
-        cancel_grace_s: seconds a call that can be cancelled has to end before its worker is removed. No call can yet:
-            a cancelled one costs its worker, or with slots > 1 its slot until its late answer comes.
+        cancel_grace_s: seconds a call that can be cancelled (a stream; any call with execution="async") has to end
+            before its worker is removed. Any other call that is cancelled costs its worker, or with slots > 1 its slot
+            until its late answer comes.
+        execution: "threads": each slot runs one call on a thread. "async": programs that are async of their own (a
+            module whose `aforward` is defined as deep in its classes as its `forward`, an async function) run as tasks
+            on one event loop of the worker, where cancelling a call, or its deadline, closes its requests and keeps the
+            worker; others run on threads as ever. Such a program must not block its loop: the other slots wait then.
         affinity: how strongly a session holds on to its worker: "hint", "strict", "strict_fail_fast".
         affinity_wait_s: seconds a call waits for its session's worker before it takes another ("hint").
         session_ttl_s: seconds from its last use until a session is forgotten.
@@ -246,6 +252,7 @@ class PoolOptions:
     ping_failures: int = 3
     grace_s: float = 5.0
     cancel_grace_s: float = 1.0
+    execution: Execution = "threads"
     affinity: Affinity = "hint"
     affinity_wait_s: float = 0.25
     session_ttl_s: float = 3600.0
@@ -272,6 +279,7 @@ class PoolOptions:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise OptionsError(f"name must be 1 to 64 letters, digits or _ . : -, not {self.name!r}")
         _one_of("affinity", self.affinity, get_args(Affinity))
+        _one_of("execution", self.execution, get_args(Execution))
         self._check_start_method()
         for hook in ("check", "on_event"):
             if getattr(self, hook) is not None and not callable(getattr(self, hook)):

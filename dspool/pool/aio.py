@@ -38,6 +38,7 @@ from dspool.pool.leases import AsyncLease
 from dspool.pool.mapping import AsyncRows, Sorter, check_concurrency, check_rows
 from dspool.pool.progress import Progress
 from dspool.pool.steps import Steps
+from dspool.pool.streams import AsyncStream
 from dspool.pool.waits import AnyioWaits, AsyncioWaits, TrioWaits, drive_async
 from dspool.supervisor.launch import Launcher
 from dspool.supervisor.starting import start_soon
@@ -55,7 +56,8 @@ class AsyncPool(PoolFront):
             answer = await pool.run("question -> answer", {"question": "..."})
 
     The names, arguments, values and errors are Pool's. Cancelling a task that runs a call ends the call: one that waits
-    is forgotten, one that was sent costs its worker, which is replaced (with slots > 1: its slot is given up).
+    is forgotten, one that was sent costs its worker, which is replaced (with slots > 1: its slot is given up). Streams,
+    and all calls with execution="async", are cancelled in the worker, which is kept.
 
     Args:
         options: a PoolOptions; keywords override it.
@@ -246,6 +248,19 @@ class AsyncPool(PoolFront):
             return self._finish(resolved, response, worker_id)
 
         return AsyncRows(rows, run_row, width, sorter, bar, self._start_task)
+
+    def stream(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        *,
+        fields: str | Iterable[str] | None = None,
+        status: Any = True,
+        **as_run: Any,
+    ) -> AsyncStream:
+        """As Pool.stream(), as an async iterator: `async for piece in pool.stream(...)`."""
+        driver, resolved, steps = self._prepare_stream(program, inputs, fields, status, as_run)
+        return AsyncStream(self, driver, resolved, steps)
 
     def wrap(self, program: Any, **as_run: Any) -> Any:
         """As Pool.wrap(), for `await module.acall(...)` in this pool's loop; calling the module is a PoolError."""

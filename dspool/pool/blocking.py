@@ -35,6 +35,7 @@ from dspool.pool.interrupts import guard, guarded
 from dspool.pool.leases import Lease
 from dspool.pool.mapping import map_rows
 from dspool.pool.polling import drive
+from dspool.pool.streams import Stream
 from dspool.pool.threads import start_thread
 from dspool.pool.waits import AnyioWaits, drive_async
 from dspool.supervisor.launch import Launcher
@@ -289,6 +290,47 @@ class Pool(PoolFront):
             progress=progress,
             as_run=as_run,
         )
+
+    def stream(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        *,
+        fields: str | Iterable[str] | None = None,
+        status: Any = True,
+        **as_run: Any,
+    ) -> Stream:
+        """Run a program once and hand out its result while it is made.
+
+            for piece in pool.stream(qa, {"question": "..."}):
+                print(piece)                            # dspy StreamResponses, and at last a dspy.Prediction
+
+        Nothing is sent before the first piece is asked for. Leaving early (break, close(), an exception, Ctrl-C, or
+        letting it go) cancels the call: its request to the LM is closed and its slot is lent again. What can't be
+        cancelled, a module without an `aforward` of its own that waits for something else than a streamed predictor,
+        costs its worker after `cancel_grace_s`. A caller that doesn't read holds the program up; the deadline covers
+        that too.
+
+        Args:
+            program: as run(). A callable that returns a generator, async or not, gives its items.
+            inputs: as run().
+            fields: the output fields to give, "answer" or "predictor.answer"; None: every text field of every
+                predictor. Those of other types come as the LM writes them.
+            status: DSPy's status messages: True: its default ones, on tools; False: none; a StatusMessageProvider,
+                something that makes one when called, or the import path of either, "package.module:attribute".
+            as_run: run()'s keywords. An idempotent call is sent again only if no piece of it had come.
+
+        Returns:
+            An iterator: dspy.streaming.StreamResponse and StatusMessage as they come, then what run() gives. Of a
+            generator its items as plain data, and last what it returned unless that is None. An answer from DSPy's
+            cache has no pieces but the last.
+
+        Raises:
+            OptionsError, EncodeError, PoolError: at once, where it could not run.
+            DspoolError: from the iterator, as run(), after the pieces that had come.
+        """
+        driver, resolved, steps = self._prepare_stream(program, inputs, fields, status, as_run)
+        return Stream(self, driver, resolved, steps)
 
     def wrap(self, program: Any, **as_run: Any) -> Any:
         """The program as a dspy.Module that runs on this pool: one line in front of Evaluate, Parallel or an optimizer.

@@ -48,6 +48,11 @@ def tried(max_retries: int, tries_left: int) -> str:
     )
 
 
+def pieces_given(count: int) -> str:
+    """Why a stream is not begun again, for lost()."""
+    return f"{count} pieces of its stream had come, so it was not sent again; begin it anew where that is safe"
+
+
 def lost(driver: Driver, worker_id: int, program: Program, fate: str) -> Steps[PoolError | WorkerLost]:
     """The error of a call whose worker died in it. `fate`: what becomes of the call, in a sentence without its stop."""
     report = yield from _report(driver, worker_id)
@@ -64,16 +69,19 @@ def lost(driver: Driver, worker_id: int, program: Program, fate: str) -> Steps[P
 
 def timed_out(driver: Driver, worker_id: int, program: Program, lease: LeaseRecord) -> Steps[PoolError | CallTimeout]:
     """The error of a call whose deadline came while it ran."""
-    slots = driver.options.slots
-    report = (yield from _report(driver, worker_id)) if slots == 1 else None
+    killed = driver.options.slots == 1 and not lease.cancellable
+    report = (yield from _report(driver, worker_id)) if killed else None
     began = lease.created_at if lease.run_since == lease.granted_at else lease.run_since  # a kept lease's later run
     waited_s, ran_s = lease.run_since - began, time.monotonic() - lease.run_since
     advice = "give it more time with timeout_s"
     if waited_s > ran_s:
         advice = "most of that was the wait for a worker: add workers, or bound it with max_waiting or shed_target_s"
-    fate = "was killed and is replaced" if slots == 1 else "keeps its other calls; this one's slot was given up"
+    fate = "was killed and is replaced" if killed else "keeps its other calls; this one's slot was given up"
+    if lease.cancellable:
+        grace_s = driver.options.cancel_grace_s
+        fate = f"was told to cancel it, and is replaced where that takes more than cancel_grace_s={grace_s:g}"
     dump = ""
-    if slots == 1:
+    if killed:
         dump = "\n" + report.stack_dump if report is not None and report.stack_dump else "; there is no stack dump"
     return CallTimeout(
         f"pool {driver.name!r}: {program.label} did not end by its deadline: {waited_s + ran_s:.3f} s after the call, "

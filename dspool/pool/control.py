@@ -154,7 +154,16 @@ class ControlPlane:
             if performer is not None:
                 performer(order)
             elif isinstance(order, c.Abandon | c.CancelCall):
+                if isinstance(order, c.CancelCall):
+                    self._cancel(order)
                 start_soon(tasks, drive, settle(self.driver, order.worker_id, order.slot, order.lease_id))
+
+    def _cancel(self, order: c.CancelCall) -> None:
+        """Tell the worker which request to give up: what its slot was asked last."""
+        pipes = self.driver.pipes.get(order.worker_id)
+        request_id = None if pipes is None else pipes[order.slot].asked
+        if request_id is not None:
+            self.supervisor.cancel(order.worker_id, request_id)
 
     async def _sleep(self) -> None:
         """Until there is an order, or the core wants a Tick."""

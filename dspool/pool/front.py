@@ -25,7 +25,8 @@ from dspool.pool.names import Candidate
 from dspool.pool.programs import Program
 from dspool.pool.results import NOT_RUN, load_error, program_error, result_of
 from dspool.pool.steps import Steps
-from dspool.protocol.messages import Caller, CreateArgs, ErrorInfo, ExecuteArgs, Response
+from dspool.pool.streams import stream_args
+from dspool.protocol.messages import Caller, CreateArgs, ErrorInfo, ExecuteArgs, Response, StreamArgs
 from dspool.protocol.requests import encode_request
 from dspool.protocol.values import to_plain
 from dspool.supervisor.launch import Launcher
@@ -49,6 +50,8 @@ _RUN_DEFAULTS: dict[str, Any] = {
 RUN_ARGUMENTS = tuple(_RUN_DEFAULTS)
 MAP_ARGUMENTS = ("concurrency", "ordered", "with_index", "return_exceptions", "progress")
 """map()'s own, beside those of run()."""
+STREAM_ARGUMENTS = ("fields", "status")
+"""stream()'s own, beside those of run()."""
 LEASE_RUN_ARGUMENTS = ("timeout_s", "lm")
 CHECKOUT_ARGUMENTS = ("program", "session", "affinity", "timeout_s", "hold_s", "priority", "require")
 
@@ -70,6 +73,7 @@ class PoolFront:
     ) -> None:
         self.options = PoolOptions.build(options, overrides)
         self._timeout_s = c.INFINITY if self.options.timeout_s is None else self.options.timeout_s
+        self._cancellable = self.options.execution == "async"
         self._launcher = launcher
         self._control: ControlPlane | None = None
 
@@ -142,18 +146,36 @@ class PoolFront:
         lm: Any,
         idempotent: bool,
         caller: Caller | None = None,
+        stream: StreamArgs | None = None,
     ) -> Prepared:
         now = time.monotonic()
         control = self._opened
         driver = control.driver
         resolved = control.programs.resolve(program)
         deadline = now + self._timeout_s if timeout_s is ... else self._deadline(timeout_s, now)
-        frame = self._encode(control, resolved, inputs, lm, session, timed=deadline != c.INFINITY, caller=caller)
+        frame = self._encode(
+            control, resolved, inputs, lm, session, timed=deadline != c.INFINITY, caller=caller, stream=stream
+        )
         checkout = self._checkout(
             next(driver.ids), now, deadline, resolved.program_id, session, affinity, on_session_lost, priority, require
         )
         checkout.size_bytes = len(frame)
-        return driver, resolved, path.call(driver, checkout, resolved, frame, deadline, idempotent=idempotent)
+        if stream is None:
+            return driver, resolved, path.call(driver, checkout, resolved, frame, deadline, idempotent=idempotent)
+        checkout.cancellable = True
+        checkout.hold_s = deadline - now + self.options.cancel_grace_s  # where the caller doesn't come for a piece
+        exchange = path.exchange_pieces
+        steps = path.call(driver, checkout, resolved, frame, deadline, idempotent=idempotent, exchange=exchange)
+        return driver, resolved, steps
+
+    def _prepare_stream(
+        self, program: Any, inputs: Mapping[str, Any], fields: Any, status: Any, as_run: Mapping[str, Any]
+    ) -> Prepared:
+        """A stream: run()'s arguments with run()'s defaults."""
+        if unknown := [name for name in as_run if name not in _RUN_DEFAULTS]:
+            raise unknown_argument("stream", unknown, (*STREAM_ARGUMENTS, *RUN_ARGUMENTS))
+        stream = stream_args(fields, status)
+        return self._prepare(program, inputs, stream=stream, **{**_RUN_DEFAULTS, **as_run})
 
     def _prepare_row(
         self, program: Any, row: Mapping[str, Any], as_run: Mapping[str, Any], caller: Caller | None = None
@@ -173,6 +195,7 @@ class PoolFront:
         *,
         timed: bool,
         caller: Caller | None = None,
+        stream: StreamArgs | None = None,
     ) -> bytearray:
         spec = lm_spec(lm) if lm is not None else None
         if spec is None and (control.lm is None or caller is not None) and "dspy" in modules:
@@ -183,7 +206,7 @@ class PoolFront:
         try:
             if type(inputs) is not dict:
                 inputs = _as_inputs(inputs)
-            args = ExecuteArgs(program.program_id, to_plain(inputs, "inputs"), spec, caller)
+            args = ExecuteArgs(program.program_id, to_plain(inputs, "inputs"), spec, caller, stream)
             limit = self.options.max_frame_bytes
             return encode_request("execute_program", args, limit, deadline=timed, session=session)
         except EncodeError as error:
@@ -222,6 +245,7 @@ class PoolFront:
             _NO_LABELS if require is None else _labels(require),
             priority,
             path.queue_deadline(options, deadline, now),
+            cancellable=self._cancellable,
         )
 
     def _prepare_checkout(

@@ -16,6 +16,7 @@ Rules:
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from dspool.errors import CallTimeout, CheckoutSkipped, PoolError, ProtocolError, WorkerLost
 from dspool.options import PoolOptions
@@ -26,6 +27,7 @@ from dspool.pool.call_errors import (
     lease_over,
     lost,
     not_begun,
+    pieces_given,
     queue_timeout,
     timed_out,
     tried,
@@ -37,7 +39,7 @@ from dspool.pool.core.states import LeaseState
 from dspool.pool.driver import Driver
 from dspool.pool.programs import Program
 from dspool.pool.slot_pipe import PipeEnded, SlotPipe
-from dspool.pool.steps import GRANT, READ, WRITE, Steps
+from dspool.pool.steps import GRANT, PIECE, READ, WRITE, Steps
 from dspool.protocol.messages import CreateArgs, Response
 from dspool.protocol.requests import encode_request
 from dspool.types import Keep, Remove, Verdict
@@ -137,10 +139,7 @@ def exchange(
     if response is None:
         response = yield from _rest(pipe, deadline)
     if response.error_info is not None and response.error_info.code == "program_missing":
-        args = CreateArgs(program.program_id, program.spec)
-        create = encode_request("create_program", args, driver.options.max_frame_bytes)
-        pipe.ask(create, next(driver.ids), None)
-        created = yield from _rest(pipe, deadline)
+        created = yield from _create(driver, pipe, program, deadline)
         if not created.success:
             return created
         pipe.ask(frame, request_id, None if deadline == c.INFINITY else deadline - time.monotonic())
@@ -148,17 +147,51 @@ def exchange(
     return response
 
 
-def _rest(pipe: SlotPipe, deadline: float) -> Steps[Response]:
-    """What is left of a round trip: the request's rest, and all of the answer."""
+def exchange_pieces(
+    driver: Driver, pipe: SlotPipe, program: Program, frame: bytearray, request_id: int, deadline: float
+) -> Steps[Response]:
+    """As exchange(), of a streamed call: its pieces are given on the way. What has come is given, deadline or not."""
+    while True:
+        pipe.ask(frame, request_id, None if deadline == c.INFINITY else deadline - time.monotonic())
+        yield from _sent(pipe, deadline)
+        while not isinstance(message := pipe.message(), Response):
+            if message is not None:
+                yield (PIECE, message, deadline)
+            elif not (yield (READ, pipe, deadline)):
+                raise DeadlinePassed
+        if message.error_info is None or message.error_info.code != "program_missing":
+            return message
+        created = yield from _create(driver, pipe, program, deadline)
+        if not created.success:
+            return created
+
+
+def _create(driver: Driver, pipe: SlotPipe, program: Program, deadline: float) -> Steps[Response]:
+    """Ship the program."""
+    args = CreateArgs(program.program_id, program.spec)
+    pipe.ask(encode_request("create_program", args, driver.options.max_frame_bytes), next(driver.ids), None)
+    return (yield from _rest(pipe, deadline))
+
+
+def _sent(pipe: SlotPipe, deadline: float) -> Steps[None]:
+    """The request's rest."""
     while pipe.unsent and not pipe.send_more():
         if not (yield (WRITE, pipe, deadline)):
             raise DeadlinePassed
+
+
+def _rest(pipe: SlotPipe, deadline: float) -> Steps[Response]:
+    """What is left of a round trip: the request's rest, and all of the answer."""
+    yield from _sent(pipe, deadline)
     while True:
         if not (yield (READ, pipe, deadline)):
             raise DeadlinePassed
         response = pipe.answer()
         if response is not None:
             return response
+
+
+Exchange = Callable[[Driver, SlotPipe, Program, bytearray, int, float], Steps[Response]]
 
 
 def queue_deadline(options: PoolOptions, deadline: float, now: float) -> float:
@@ -169,12 +202,20 @@ def queue_deadline(options: PoolOptions, deadline: float, now: float) -> float:
 
 
 def call(
-    driver: Driver, checkout: c.Checkout, program: Program, frame: bytearray, deadline: float, *, idempotent: bool
+    driver: Driver,
+    checkout: c.Checkout,
+    program: Program,
+    frame: bytearray,
+    deadline: float,
+    *,
+    idempotent: bool,
+    exchange: Exchange = exchange,
 ) -> Steps[tuple[Response, int]]:
     """One call: a lease, one run, checkin. Gives the response and the worker it came from.
 
-    An idempotent call whose worker was lost is sent again, up to max_retries times within its deadline. So is one that
-    found nothing but dead workers until it was refused. Any other call stays refused: it may be why they died.
+    An idempotent call whose worker was lost is sent again, up to max_retries times within its deadline, but not once a
+    piece of it was given. So is one that found nothing but dead workers until it was refused. Any other call stays
+    refused: it may be why they died.
     """
     tries_left = driver.options.max_retries if idempotent else 0
     lost_before: WorkerLost | None = None
@@ -202,7 +243,9 @@ def call(
                         pipe = None
             except (PipeEnded, ProtocolError, DeadlinePassed) as end:
                 fate = tried(driver.options.max_retries, tries_left) if idempotent else NOT_SENT_AGAIN
-                error = yield from _ended(driver, lease, program, end, fate)
+                if pipe is not None and pipe.pieces:
+                    fate, tries_left = pieces_given(pipe.pieces), 0
+                error = yield from _ended(driver, lease, program, end, deadline, fate)
                 closed = True
                 now = time.monotonic()
                 if not (tries_left and isinstance(error, WorkerLost)) or now >= deadline:
@@ -239,16 +282,24 @@ def _move_on(driver: Driver, lease_id: int, deadline: float) -> None:
 
 
 def _ended(
-    driver: Driver, lease: LeaseRecord, program: Program, end: PipeEnded | ProtocolError | DeadlinePassed, fate: str
+    driver: Driver,
+    lease: LeaseRecord,
+    program: Program,
+    end: PipeEnded | ProtocolError | DeadlinePassed,
+    deadline: float,
+    fate: str,
 ) -> Steps[PoolError | WorkerLost | CallTimeout]:
     """A run that ended without a response: tell the core, and the caller what became of it.
 
     Args:
+        deadline: the call's.
         fate: what becomes of a call whose worker was lost, for its error.
     """
     lease_id, worker_id = lease.lease_id, lease.worker_id
     assert worker_id is not None
-    if isinstance(end, DeadlinePassed):
+    # A stream's caller that was away when its deadline came: its lease was taken back, and the pipe ends anywhere.
+    taken_back = lease.cancellable and lease.state is LeaseState.CLOSED and time.monotonic() >= deadline
+    if taken_back or isinstance(end, DeadlinePassed):
         driver.step(c.Cancel(lease_id, written=True, why="timeout"))
         return (yield from timed_out(driver, worker_id, program, lease))
     if isinstance(end, PipeEnded):
@@ -279,7 +330,7 @@ def run_in(
         try:
             response = yield from exchange(driver, pipe, program, frame, next(driver.ids), deadline)
         except (PipeEnded, ProtocolError, DeadlinePassed) as end:
-            error = yield from _ended(driver, record, program, end, IN_A_LEASE)
+            error = yield from _ended(driver, record, program, end, deadline, IN_A_LEASE)
             over = False
             raise error from (None if isinstance(end, DeadlinePassed) else end)
         over = False
@@ -291,7 +342,7 @@ def run_in(
 
 
 def settle(driver: Driver, worker_id: int, slot: int, lease_id: int) -> Steps[None]:
-    """Control plane: read an abandoned slot until the late answer came, drop it, and give the slot back."""
+    """Control plane: read a slot that was left until its call's answer came, drop all of it, and give the slot back."""
     pipes = driver.pipes.get(worker_id)
     if pipes is None:
         return
@@ -302,8 +353,8 @@ def settle(driver: Driver, worker_id: int, slot: int, lease_id: int) -> Steps[No
         while pipe.unsent and not pipe.send_more():
             yield (WRITE, pipe, c.INFINITY)
         while pipe.asked is not None:
-            yield (READ, pipe, c.INFINITY)
-            pipe.answer()
+            if pipe.message() is None:
+                yield (READ, pipe, c.INFINITY)
     except PipeEnded:
         return  # its exit is on its way
     except ProtocolError as error:

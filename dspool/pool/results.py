@@ -222,6 +222,10 @@ def _not_plain(info: ErrorInfo) -> str:
     return f"ran, but {info.message}"
 
 
+def _invalid_fields(info: ErrorInfo) -> str:
+    return f"was not run: {info.message}. Name them in fields="
+
+
 def _call_not_loaded(info: ErrorInfo) -> str:
     return f"was not called: the call can't be unpickled in the worker: {info.message}"
 
@@ -234,5 +238,6 @@ _SAYINGS: dict[str, Callable[[ErrorInfo], str]] = {
     "encode_error": _encode_error,
     "result_too_large": _too_large,
     "not_plain": _not_plain,
+    "invalid_fields": _invalid_fields,
     "call_not_loaded": _call_not_loaded,
 }

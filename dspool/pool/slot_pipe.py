@@ -4,7 +4,8 @@ Rules:
     1. Whoever reads or writes holds the pipe meanwhile: the lease's caller, or the control plane for an abandoned slot.
     2. The socket is closed when its worker is gone and nobody holds it, by the last who did: closing one that another
        thread polls doesn't wake it, and its number is used again. A pipe that is held is shut down instead, which does.
-    3. ECONNRESET before any byte of an answer means that the worker ended with our request unread: it never ran.
+    3. ECONNRESET before any byte of an answer, or of a piece of one, means that the worker ended with our request
+       unread: it never ran.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from dspool.errors import ProtocolError
 from dspool.protocol.codec import MSGPACK
 from dspool.protocol.frames import KEPT, FrameDecoder
-from dspool.protocol.messages import Response
+from dspool.protocol.messages import Event, Response
 from dspool.protocol.requests import stamp
 
 
@@ -41,12 +42,14 @@ class SlotPipe:
         max_frame_bytes: the cap.
     """
 
-    __slots__ = ("_decoder", "_holders", "_orphaned", "_unsent", "asked", "poller", "reader", "sock")
+    __slots__ = ("_decoder", "_holders", "_orphaned", "_unsent", "asked", "pieces", "poller", "reader", "sock")
 
     def __init__(self, sock: socket.socket, max_frame_bytes: int) -> None:
         self.sock = sock
         self.asked: int | None = None
         """Id of the request whose answer was not read yet."""
+        self.pieces = 0
+        """Pieces of it that were read: it runs, whatever becomes of the pipe."""
         self.poller = select.poll()
         self.poller.register(sock, select.POLLIN)
         self.reader: Any = None
@@ -119,7 +122,30 @@ class SlotPipe:
         """
         stamp(frame, request_id, left_s)
         self.asked = request_id
+        self.pieces = 0
         return self.send(frame)
+
+    def message(self) -> Event | Response | None:
+        """What a streamed call gives next: a piece, or the answer that ends it; None until more of it has come.
+
+        Raises:
+            PipeEnded: the worker's end is closed.
+            ProtocolError: a broken frame, no event and no response, or one to something else.
+        """
+        body = self.receive()
+        if body is None:
+            return None
+        message = MSGPACK.decode_streamed(body)
+        if len(body) > KEPT:
+            del body
+            self._decoder.give_back()
+        if message.id != self.asked:
+            raise ProtocolError(f"it answered id {message.id} when {self.asked} was asked")
+        if isinstance(message, Event):
+            self.pieces += 1
+        else:
+            self.asked = None
+        return message
 
     def answer(self) -> Response | None:
         """The answer to what was asked; None until more of it has come.
@@ -198,7 +224,8 @@ class SlotPipe:
                 return None
             except OSError as error:
                 _raise_if_foreign(error)
-                raise PipeEnded(never_ran=not decoder.buffered and error.errno == errno.ECONNRESET) from error
+                unread = not decoder.buffered and not self.pieces
+                raise PipeEnded(never_ran=unread and error.errno == errno.ECONNRESET) from error
             if count == 0:
                 decoder.finish()
                 raise PipeEnded(never_ran=bool(self._unsent))

@@ -50,6 +50,7 @@ def boot_config(
         adapter=adapter,
         max_programs=options.max_programs,
         max_frame_bytes=options.max_frame_bytes,
+        on_loop=options.execution == "async",
         # What runs this interpreter, from this sys.path, finds what this process has found.
         required_packages=[] if options.python is None else list(options.required_packages),
     )

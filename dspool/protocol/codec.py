@@ -20,7 +20,7 @@ import msgspec
 from dspool.errors import EncodeError, InvalidMessage
 from dspool.protocol import values
 from dspool.protocol.frames import DEFAULT_MAX_FRAME_BYTES, HEADER_BYTES, seal_frame
-from dspool.protocol.messages import Request, Response, validate_request
+from dspool.protocol.messages import Event, Request, Response, Status, validate_request
 from dspool.signals import let_through
 
 _INITIAL_BYTES = 128
@@ -38,16 +38,18 @@ class Codec:
         encoder: msgspec encoder of the notation.
         requests: decoder for Request.
         responses: decoder for Response.
+        events: decoder for Event.
         anything: untyped decoder without hooks, to find out what is wrong with a body and whose it is.
     """
 
-    def __init__(self, encoder: _Encoder, requests: Any, responses: Any, anything: Any) -> None:
+    def __init__(self, encoder: _Encoder, requests: Any, responses: Any, events: Any, anything: Any) -> None:
         self._encoder = encoder
         self._requests = requests
         self._responses = responses
+        self._events = events
         self._anything = anything
 
-    def encode(self, message: Request | Response, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> bytearray:
+    def encode(self, message: Request | Response | Event, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> bytearray:
         """The message as a frame.
 
         Raises:
@@ -101,6 +103,29 @@ class Codec:
             raise InvalidMessage("a failed response needs an error", "invalid_response", response.id)
         return response
 
+    def decode_streamed(self, body: bytes | bytearray | memoryview) -> Event | Response:
+        """What a streamed call's pipe carries: an event, or the response that ends it.
+
+        Raises:
+            InvalidMessage: with code invalid_response.
+        """
+        try:
+            event: Event = self._events.decode(body)
+        except Exception as error:
+            let_through(error)
+            return self._decode_no_event(body, error)
+        if (event.event == "status") is not isinstance(event.data, Status):
+            raise InvalidMessage(f"an event of kind {event.event} with other data", "invalid_response", event.id)
+        return event
+
+    def _decode_no_event(self, body: bytes | bytearray | memoryview, reason: Exception) -> Response:
+        try:
+            return self.decode_response(body)
+        except InvalidMessage as error:
+            raise InvalidMessage(
+                f"{error}, and not an event: {reason}", "invalid_response", error.request_id
+            ) from error
+
     def _decode_anything(self, body: bytes | bytearray | memoryview) -> Any:
         try:
             return self._anything.decode(body)
@@ -110,7 +135,7 @@ class Codec:
 
 
 class _JSONCodec(Codec):
-    def encode(self, message: Request | Response, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> bytearray:
+    def encode(self, message: Request | Response | Event, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> bytearray:
         return self._encode(_plain_json(message), max_frame_bytes)
 
 
@@ -118,9 +143,12 @@ _ALWAYS_TOLD = {"code": "", "type": "", "traceback": "", "retryable": False}
 """What a client may read in any error_info, without asking first whether it is there."""
 
 
-def _plain_json(message: Request | Response) -> Any:
+def _plain_json(message: Request | Response | Event) -> Any:
     if isinstance(message, Request):
         return msgspec.structs.replace(message, args=values.to_json(message.args, "args"))
+    if isinstance(message, Event):
+        data = {"of": message.data.__struct_config__.tag, **msgspec.structs.asdict(message.data)}
+        return {"id": message.id, "event": message.event, "data": values.to_json(data, "data")}
     body: dict[str, Any] = {"id": message.id, "success": message.success}
     if message.result is not msgspec.UNSET:
         body["result"] = values.to_json(message.result, "result")
@@ -140,11 +168,13 @@ MSGPACK = Codec(
     msgspec.msgpack.Encoder(enc_hook=values.to_plain_once),
     msgspec.msgpack.Decoder(Request, ext_hook=values.from_ext),
     msgspec.msgpack.Decoder(Response, ext_hook=values.from_ext),
+    msgspec.msgpack.Decoder(Event, ext_hook=values.from_ext),
     msgspec.msgpack.Decoder(),
 )
 JSON = _JSONCodec(
     msgspec.json.Encoder(),
     msgspec.json.Decoder(Request),
     msgspec.json.Decoder(Response),
+    msgspec.json.Decoder(Event),
     msgspec.json.Decoder(),
 )

@@ -3,6 +3,7 @@
     request   {"id": int >= 0, "command": str, "args": {...}}   + session_id, deadline_ms, traceparent, timestamp
     response  {"id", "success": true, "result", "timestamp"}    + usage
               {"id", "success": false, "error": str, "timestamp"}   + error_info
+    event     {"id", "event": "chunk" | "status", "data": {...}}, any number of them before a streamed call's response
 
 Unknown fields and unknown args are ignored. `id` is null in the answer to a body whose id can't be read. Errors name
 fields and types, never values: a body that is wrong may still hold secrets.
@@ -10,14 +11,14 @@ fields and types, never values: a body that is wrong may still hold secrets.
 Knows nothing of bytes and pipes.
 
 What goes through which pipe:
-    slot pipe      execute_program, create_program; one request, one response, in turn
-    control pipe   ping (id 0 with a BootConfig is the handshake), dump, get_stats, shutdown
+    slot pipe      execute_program, create_program; one request, its events if it is streamed, one response, in turn
+    control pipe   ping (id 0 with a BootConfig is the handshake), cancel, dump, get_stats, shutdown
 """
 
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -69,6 +70,35 @@ class Response(msgspec.Struct, omit_defaults=True):
     usage: dict[str, Any] | None = None
     timestamp: float = 0.0
     records: Records | None = None
+
+
+class FieldChunk(msgspec.Struct, tag_field="of", tag="field"):
+    """A piece of an output field of a predictor, as DSPy's StreamResponse. `chunk` is text but for DSPy's own types."""
+
+    predict_name: str
+    signature_field_name: str
+    chunk: Any
+    is_last_chunk: bool
+
+
+class ItemChunk(msgspec.Struct, tag_field="of", tag="item"):
+    """What a generator gave."""
+
+    value: Any
+
+
+class Status(msgspec.Struct, tag_field="of", tag="status"):
+    """A status message."""
+
+    message: str
+
+
+class Event(msgspec.Struct):
+    """A piece of a streamed call, before its response."""
+
+    id: Id
+    event: Literal["chunk", "status"]
+    data: FieldChunk | ItemChunk | Status
 
 
 def _wall_clock() -> float:
@@ -195,6 +225,18 @@ class BootConfig(msgspec.Struct, omit_defaults=True):
     max_frame_bytes: int = 64 * 2**20
     required_packages: list[str] = []
     """What has to be installed there; empty where the manager has looked already, as it runs the same interpreter."""
+    on_loop: bool = False
+    """Run async programs on the worker's event loop, where they can be cancelled."""
+
+
+class StreamArgs(msgspec.Struct, omit_defaults=True, frozen=True):
+    """How a call is streamed."""
+
+    fields: list[str] | None = None
+    """Output fields, "answer" or "predictor.answer"; None: every text field of every predictor."""
+    status: Any = True
+    """DSPy's status messages: True, its default ones; False, none; else a provider's import path or, cloudpickled, the
+    provider as bytes. Any, since msgspec reads no such union."""
 
 
 class Caller(msgspec.Struct, omit_defaults=True):
@@ -257,6 +299,17 @@ class ExecuteArgs(msgspec.Struct, omit_defaults=True):
     inputs: dict[str, Any]
     lm: LMSpec | None = None
     caller: Caller | None = None
+    stream: StreamArgs | None = None
+    """Not None: the call's pieces are sent as events before its response."""
+
+
+class CancelArgs(msgspec.Struct):
+    """cancel: end the call of this id, which is answered on its slot's pipe as soon as it has ended; result is {}.
+
+    An id that no slot has read yet is remembered: its request is answered without being run.
+    """
+
+    id: Id
 
 
 class CreateArgs(msgspec.Struct):

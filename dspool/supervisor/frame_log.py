@@ -34,11 +34,12 @@ Slot = int | Literal["control"]
 
 
 class _Head(msgspec.Struct):
-    """What is read of a message: a request's id and command, or a response's id and success."""
+    """What is read of a message: a request's id and command, an event's id and kind, or a response's id and success."""
 
     id: int | None = None
     command: str | None = None
     success: bool | None = None
+    event: str | None = None
 
 
 _HEADS = msgspec.msgpack.Decoder(_Head)
@@ -104,6 +105,11 @@ class PipeLog:
     def received(self, body: memoryview) -> None:
         """A whole frame was read."""
         head = _head(body)
+        if head.event is not None:
+            command, _ = self._open.get(head.id, (None, 0.0))
+            kind = head.event if head.event in ("chunk", "status") else "unknown"
+            self._write("in", message=kind, command=command, id=head.id, bytes=len(body) + HEADER_BYTES)
+            return
         command, since = self._open.pop(head.id, (None, None))
         fields: dict[str, Any] = {} if since is None else {"took_ms": round((time.monotonic() - since) * 1000, 3)}
         size = len(body) + HEADER_BYTES

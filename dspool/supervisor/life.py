@@ -301,6 +301,11 @@ class WorkerProcess:
             self._probing = True
             self._do(self._ping)
 
+    def cancel(self, request_id: int) -> None:
+        """Ask it to cancel a call. Whether it could is seen on the call's slot, so the answer is not waited for."""
+        if self.phase is Phase.READY:
+            self._control.give_up(self._ask("cancel", {"id": request_id}))
+
     def sample_rss(self) -> int | None:
         """Its resident memory now; None where it isn't ready, or is gone."""
         if self._rss is None or self.phase is not Phase.READY:

@@ -162,6 +162,11 @@ class Supervisor:
         if worker := self._workers.get(worker_id):
             worker.probe()
 
+    def cancel(self, worker_id: int, request_id: int) -> None:
+        """Ask a worker to cancel the call of this request; its slot's pipe tells when it has ended."""
+        if worker := self._workers.get(worker_id):
+            worker.cancel(request_id)
+
     def renew(self) -> None:
         """Let workers that are started from now on rest on nothing that was imported before."""
         self._launcher.renew()

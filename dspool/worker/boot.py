@@ -83,9 +83,10 @@ class Worker:
             config, calls = self._boot(request)
         except ProtocolError as error:
             self._exit_broken("control pipe", error)
-        slots = [Slot(calls) for _ in self._sockets]
-        control = Control(config.worker_id, slots, lambda: len(calls.programs), self._stop_reading)
         pipes = [Pipe.over_socket(sock) for sock in self._sockets]
+        slots = [Slot(calls, pipe.send_event) for pipe in pipes]
+        cancel = calls.cancelled.cancel
+        control = Control(config.worker_id, slots, lambda: len(calls.programs), self._stop_reading, cancel)
         for pipe in (self._control_pipe, *pipes):
             pipe.max_frame_bytes = config.max_frame_bytes
         self._control_pipe.send(answered(request.id, self._description()))
@@ -139,7 +140,7 @@ class Worker:
         programs = ProgramTable(loader.load, config.max_programs)
         for program in config.warm:
             programs.create(program.program_id, program.spec)
-        return Calls(programs, self._main_thread, self._secrets)
+        return Calls(programs, self._main_thread, self._secrets, on_loop=config.on_loop)
 
     def _description(self) -> dict[str, Any]:
         return {

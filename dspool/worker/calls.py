@@ -14,12 +14,13 @@ import msgspec
 
 from dspool.errors import EncodeError
 from dspool.protocol import values
-from dspool.protocol.messages import CreateArgs, ErrorInfo, Request, Response, answered, refused
+from dspool.protocol.messages import CreateArgs, ErrorInfo, Event, Request, Response, StreamArgs, answered, refused
 from dspool.protocol.secrets import Secrets
 from dspool.worker.failures import describe
 from dspool.worker.inputs import InvalidInputs
 from dspool.worker.main_thread import MainThread
-from dspool.worker.programs import Program, ProgramTable
+from dspool.worker.programs import Outcome, Program, ProgramTable
+from dspool.worker.running import CallCancelled, CallLoop, CallRefused, CancelledCalls, RunningCall
 
 if TYPE_CHECKING:
     from dspool.worker.callers import CallerRun
@@ -31,11 +32,15 @@ SlotState = tuple[str, float, int | None]
 class Calls:
     """Runs programs for requests. One for all slots.
 
+    Attributes:
+        cancelled: the calls that can be cancelled.
+
     Args:
         programs: those that are loaded.
         main_thread: where programs are loaded.
         secrets: what error texts must not hold.
         to_plain: makes a result sendable, as values.to_plain does.
+        on_loop: run async programs on the worker's event loop, where they can be cancelled.
     """
 
     def __init__(
@@ -44,14 +49,27 @@ class Calls:
         main_thread: MainThread,
         secrets: Secrets,
         to_plain: Callable[[Any, str], Any] = values.to_plain,
+        *,
+        on_loop: bool = False,
     ) -> None:
         self.programs = programs
         self._main_thread = main_thread
         self._secrets = secrets
         self._to_plain = to_plain
+        self._on_loop = on_loop
+        self._loop = CallLoop()
+        self.cancelled = CancelledCalls()
 
-    def execute_program(self, request: Request, received: float) -> Response:
-        """Run a program that is loaded."""
+    def execute_program(
+        self, request: Request, received: float, emit: Callable[[Event], None] | None = None
+    ) -> Response:
+        """Run a program that is loaded.
+
+        Args:
+            request: the request.
+            received: when it was received, monotonic.
+            emit: writes the events of a streamed call; None: there is no streaming here.
+        """
         args = request.args
         program_id, inputs, lm = args.get("program_id"), args.get("inputs"), args.get("lm")
         if not isinstance(program_id, str) or not program_id:
@@ -72,7 +90,14 @@ class Calls:
         except InvalidInputs as error:
             return refused(request.id, ErrorInfo("invalid_args", str(error), details=error.details))
         try:
-            kind, value, usage = program.call(inputs, lm, deadline)
+            if emit is None or not (self._on_loop or args.get("stream") is not None):
+                kind, value, usage = program.call(inputs, lm, deadline)
+            else:
+                kind, value, usage = self._run(request, program, deadline, emit)
+        except CallCancelled:
+            return refused(request.id, ErrorInfo("cancelled", "the call was cancelled"))
+        except CallRefused as error:
+            return refused(request.id, ErrorInfo(error.code, str(error)))
         except BaseException as error:  # SystemExit too: a worker outlives what it runs
             return refused(request.id, describe(error, "program_error", self._secrets))
         try:
@@ -80,6 +105,26 @@ class Calls:
             return answered(request.id, result, None if usage is None else self._to_plain(usage, "usage"))
         except EncodeError as error:
             return refused(request.id, ErrorInfo("encode_error", f"the result can't be sent: {error}"))
+
+    def _run(
+        self, request: Request, program: Program, deadline: float | None, emit: Callable[[Event], None]
+    ) -> Outcome:
+        """Run a call that is streamed or can be cancelled.
+
+        Raises:
+            CallCancelled: it was.
+            CallRefused: it was not run; or a piece of it can't be sent.
+            BaseException: what the program raised.
+        """
+        args = request.args
+        try:
+            stream = None if args.get("stream") is None else msgspec.convert(args["stream"], StreamArgs)
+        except msgspec.ValidationError as error:
+            raise CallRefused("invalid_args", f"stream: {error}") from error
+        with self.cancelled.running(request.id) as cancellation:
+            cancellation.check()
+            running = RunningCall(request.id, self._loop, cancellation, emit, stream)
+            return program.call_in(running, args["inputs"], args.get("lm"), deadline)
 
     def _execute_for(self, caller: Any, program: Program, request: Request, deadline: float | None) -> Response:
         """Run a module under its caller's settings. What is to be brought back is, also of a call that failed."""
@@ -98,7 +143,7 @@ class Calls:
         response.records = run.records()
         return response
 
-    def create_program(self, request: Request, received: float) -> Response:
+    def create_program(self, request: Request, received: float, emit: object = None) -> Response:
         """Load a program and keep it."""
         try:
             args = msgspec.convert(request.args, CreateArgs)
@@ -116,9 +161,11 @@ class Slot:
 
     Args:
         calls: runs the programs.
+        emit: writes an event to its pipe; None: it can't stream.
     """
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, emit: Callable[[Event], None] | None = None) -> None:
+        self._emit = emit
         self.state: SlotState = ("idle", time.monotonic(), None)
         self.commands = 0
         self.errors = 0
@@ -133,7 +180,7 @@ class Slot:
         if command is None:
             response = refused(request.id, ErrorInfo("unknown_command", f"Unknown command: {request.command}"))
         else:
-            response = command(request, received)
+            response = command(request, received, self._emit)
         if not response.success:
             self.errors += 1
         return response

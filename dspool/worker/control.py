@@ -1,6 +1,8 @@
-"""What the control pipe is asked: ping, dump, get_stats and shutdown. Answered while calls run, by a thread of its own.
+"""What the control pipe is asked: ping, cancel, dump, get_stats and shutdown. Answered while calls run, by a thread of
+its own.
 
-Everything here reads what other threads write and takes no lock, so that a ping is answered as long as Python runs.
+Everything here reads what other threads write and takes no lock that is ever held for long, so that a ping is answered
+as long as Python runs.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dspool.protocol.messages import PROTOCOL_VERSION, ErrorInfo, Request, Response, answered, refused
+import msgspec
+
+from dspool.protocol.messages import PROTOCOL_VERSION, CancelArgs, ErrorInfo, Request, Response, answered, refused
 from dspool.worker.calls import Slot
 
 MAX_STACKS_BYTES = 256 * 1024
@@ -29,6 +33,7 @@ class Control:
         slots: its slots.
         count_programs: how many programs are loaded.
         stop_reading: has the slots take no further requests; shutdown calls it before it is answered.
+        cancel: cancels the call of a request.
     """
 
     def __init__(
@@ -37,11 +42,13 @@ class Control:
         slots: Sequence[Slot],
         count_programs: Callable[[], int],
         stop_reading: Callable[[], None],
+        cancel: Callable[[int], None],
     ) -> None:
         self._worker_id = worker_id
         self._slots = slots
         self._count_programs = count_programs
         self._stop_reading = stop_reading
+        self._cancel = cancel
         self._started = time.monotonic()
         self._commands: dict[str, Callable[[], dict[str, Any]]] = {
             "ping": self._ping,
@@ -52,10 +59,20 @@ class Control:
 
     def answer(self, request: Request) -> Response:
         """The answer to a request."""
+        if request.command == "cancel":
+            return self._cancel_call(request)
         command = self._commands.get(request.command)
         if command is None:
             return refused(request.id, ErrorInfo("unknown_command", f"Unknown command: {request.command}"))
         return answered(request.id, command())
+
+    def _cancel_call(self, request: Request) -> Response:
+        try:
+            args = msgspec.convert(request.args, CancelArgs)
+        except msgspec.ValidationError as error:
+            return refused(request.id, ErrorInfo("invalid_args", f"cancel: {error}"))
+        self._cancel(args.id)
+        return answered(request.id, {})
 
     def _ping(self) -> dict[str, Any]:
         now = time.monotonic()

@@ -5,7 +5,8 @@ Rules:
        side's: while it writes it also looks for an answer, so a large request meeting a large answer can't deadlock.
     2. A whole frame with a bad body is answered with what is wrong with it. A broken frame raises ProtocolError: after
        it nothing on this pipe can be understood.
-    3. A request is answered exactly once. What can't be sent is answered with the reason instead.
+    3. A request is answered exactly once. What can't be sent is answered with the reason instead. A streamed call's
+       events go out before its answer; one that can't be sent raises, and ends the call.
 
 Transport and codec are the caller's: a socket with MessagePack, or two file objects with JSON. Knows no command.
 """
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from dspool.errors import EncodeError, FrameTooLarge, InvalidMessage
 from dspool.protocol.codec import MSGPACK, Codec
 from dspool.protocol.frames import DEFAULT_MAX_FRAME_BYTES, KEPT, FrameDecoder
-from dspool.protocol.messages import ErrorInfo, Request, Response, refused
+from dspool.protocol.messages import ErrorInfo, Event, Request, Response, refused
 
 Answer = Callable[[Request], Response]
 
@@ -97,6 +98,15 @@ class Pipe:
         except (EncodeError, FrameTooLarge) as error:
             frame = self._encode_reason(response, error)
         self._send(frame)
+
+    def send_event(self, event: Event) -> None:
+        """Write an event of a streamed call.
+
+        Raises:
+            EncodeError, FrameTooLarge: it can't be sent.
+            OSError: nobody reads it any more.
+        """
+        self._send(self.codec.encode(event, self._decoder.max_frame_bytes))
 
     def _encode_reason(self, response: Response, error: EncodeError | FrameTooLarge) -> bytearray:
         info = response.error_info

@@ -35,12 +35,15 @@ from dspool.worker.definitions import build
 from dspool.worker.import_paths import import_attribute
 from dspool.worker.inputs import Inputs, of_callable
 from dspool.worker.main_thread import MainThread
+from dspool.worker.running import RunningCall, item_of
 
 if TYPE_CHECKING:
+    from dspool.worker.call_loop import Outlet
     from dspool.worker.runtime import Runtime
 
 Outcome = tuple[str, Any, dict[str, Any] | None]
-"""The result's key in the answer ("value" or "outputs"), the result, and the tokens used by model."""
+"""The result's key in the answer, the result, and the tokens used by model. The keys: "outputs" of a Prediction,
+"value" of anything else, "returned" where a streamed generator ended."""
 
 
 class Program(Protocol):
@@ -50,6 +53,12 @@ class Program(Protocol):
 
     def call(self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None) -> Outcome:
         """Run it with inputs that have been checked; what it raises comes out as it is."""
+        ...
+
+    def call_in(
+        self, running: RunningCall, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None
+    ) -> Outcome:
+        """The same, giving its pieces where the call is streamed, and ending early where it is cancelled."""
         ...
 
 
@@ -78,6 +87,29 @@ class CallableProgram:
             value = self._run(inputs)
         return "value", value, tracker.get_total_tokens() or None
 
+    def call_in(
+        self, running: RunningCall, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None
+    ) -> Outcome:
+        """Call it; a coroutine runs on the worker's event loop, and a generator's items are pieces of a stream."""
+        runtime = self._loader.runtime if lm is not None else self._loader.runtime_if_made
+        if runtime is None:
+            return (*self._run_in(running, inputs), None)
+        with runtime.call_context(lm, deadline, dspool_cancellation=running.cancellation) as tracker:
+            kind, value = self._run_in(running, inputs)
+        return kind, value, tracker.get_total_tokens() or None
+
+    def _run_in(self, running: RunningCall, inputs: dict[str, Any]) -> tuple[str, Any]:
+        value = self._target(**inputs)
+        if value.__class__ is types.CoroutineType:
+            coroutine = value
+            return "value", running.run(lambda outlet: coroutine)
+        if running.stream is not None and value.__class__ is types.GeneratorType:
+            return "returned", _give_items(running, value)
+        if running.stream is not None and value.__class__ is types.AsyncGeneratorType:
+            items = value
+            return "returned", running.run(lambda outlet: _put_items(outlet, items))
+        return "value", value
+
     def _run(self, inputs: dict[str, Any]) -> Any:
         value = self._target(**inputs)
         if value.__class__ is types.CoroutineType:
@@ -85,6 +117,29 @@ class CallableProgram:
 
             value = asyncio.run(value)
         return value
+
+
+def _give_items(running: RunningCall, items: types.GeneratorType[Any, None, Any]) -> Any:
+    """Give a generator's items, on this thread; what it returns."""
+    try:
+        while True:
+            running.cancellation.check()
+            try:
+                item = next(items)
+            except StopIteration as stop:
+                return stop.value
+            running.give(item_of(item))
+    finally:
+        items.close()
+
+
+async def _put_items(outlet: Outlet, items: types.AsyncGeneratorType[Any, None]) -> None:
+    """Give an async generator's items, on the loop."""
+    try:
+        async for item in items:
+            await outlet.put(item_of(item))
+    finally:
+        await items.aclose()
 
 
 class Loader:

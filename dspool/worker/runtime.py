@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 from collections import OrderedDict
@@ -31,9 +32,12 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from dspool.protocol.messages import BootConfig, Caller, LMSpec
 from dspool.protocol.secrets import Secrets
+from dspool.worker.call_loop import Outlet
 from dspool.worker.callers import CallerRun
 from dspool.worker.deadlines import SHORTEST_S, pause_asked, request_timeout, retry_pause
 from dspool.worker.inputs import Inputs, of_module
+from dspool.worker.programs import Outcome
+from dspool.worker.running import RunningCall
 
 MAX_LMS = 64
 """LM objects kept; each holds connections and threads of its client."""
@@ -42,9 +46,12 @@ MAX_SETTINGS = 32
 DEADLINE = "dspool_deadline"
 """The call's absolute deadline among DSPy's settings, so that it goes wherever dspy.context goes: asyncio tasks,
 asyncify, dspy.Parallel's threads."""
+CANCELLATION = "dspool_cancellation"
+"""The call's Cancellation, in the same way: a program on a thread ends before its next request to an LM."""
 
 _ADAPTERS = {"chat": "ChatAdapter", "json": "JSONAdapter", "xml": "XMLAdapter"}
 
+CallContext = Callable[[], contextlib.AbstractContextManager[UsageTracker]]
 F = TypeVar("F", bound=Callable[..., Any])
 _observed: Callable[[F], F] = with_callbacks
 
@@ -76,6 +83,8 @@ class DeadlineLM(_LM):
     @_observed
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         """As dspy.LM, within the call's deadline."""
+        if (cancellation := dspy.settings.get(CANCELLATION)) is not None:
+            cancellation.check()
         call = prepare(self, prompt, messages, kwargs)
         deadline = dspy.settings.get(DEADLINE)
         if deadline is None:
@@ -154,24 +163,47 @@ class ModuleProgram:
         self._module = module
         self.runtime = runtime
         self._pinned = any(predictor.lm is not None for predictor in module.predictors())
+        self._is_async = is_async(module)
         self._only_async = not hasattr(type(module), "forward") and "forward" not in vars(module)
 
-    def call(
-        self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None
-    ) -> tuple[str, Any, dict[str, Any] | None]:
+    def call(self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None) -> Outcome:
         """Run the module.
 
         Returns:
             ("outputs", a Prediction's outputs without its further completions) or ("value", what else it returned);
             and the tokens used, by model.
         """
-        given = self.inputs.revive(inputs)
-        module = self.module_for(lm)
+        given, module = self.inputs.revive(inputs), self.module_for(lm)
         with self.runtime.call_context(lm, deadline) as tracker:
             value = self.run(module, (), given)
-        if not isinstance(value, dspy.Prediction):
-            return "value", value, tracker.get_total_tokens()
-        return "outputs", dict(value.items()), value.get_lm_usage() or tracker.get_total_tokens()
+        return _outcome(value, tracker)
+
+    def call_in(
+        self, running: RunningCall, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None
+    ) -> Outcome:
+        """Run the module on the worker's event loop where it is async of its own; streamed, give its pieces.
+
+        A module that is not async runs on a thread, and can't be ended there; its streamed predictors can.
+        """
+        given, module = self.inputs.revive(inputs), self.module_for(lm)
+        context = functools.partial(self.runtime.call_context, lm, deadline, **{CANCELLATION: running.cancellation})
+        args = running.stream
+        if args is None:
+            if self._is_async:
+                return running.run(lambda outlet: _acall(module, given, context))
+            with context() as tracker:
+                return _outcome(module(**given), tracker)
+        from dspool.worker.field_streams import FieldStream, listeners_of, on_thread, stream_settings
+
+        async def work(outlet: Outlet) -> Outcome:
+            with context() as tracker:
+                stream = FieldStream(listeners_of(module, args.fields), outlet)
+                with dspy.context(**stream_settings(stream, args)):
+                    value = await (module.acall(**given) if self._is_async else on_thread(lambda: module(**given)))
+                    await stream.finish()
+            return _outcome(value, tracker)
+
+        return running.run(work)
 
     def for_caller(self, caller: dict[str, Any]) -> CallerRun:
         """A call that is to run under its caller's settings, as they came through the pipe."""
@@ -191,6 +223,32 @@ class ModuleProgram:
         if self._only_async:
             return asyncio.run(module.acall(*positional, **named))
         return module(*positional, **named)
+
+
+def _outcome(value: Any, tracker: UsageTracker) -> Outcome:
+    if not isinstance(value, dspy.Prediction):
+        return "value", value, tracker.get_total_tokens()
+    return "outputs", dict(value.items()), value.get_lm_usage() or tracker.get_total_tokens()
+
+
+async def _acall(module: Any, given: dict[str, Any], context: CallContext) -> Outcome:
+    with context() as tracker:
+        return _outcome(await module.acall(**given), tracker)
+
+
+def is_async(module: Any) -> bool:
+    """Whether a module's `aforward` is its own: defined at least as deep in its classes as its `forward`.
+
+    One that it inherits may do something else than its forward: CodeAct's is ReAct's.
+    """
+    if "forward" in vars(module):
+        return False
+    for kind in type(module).__mro__:
+        if "aforward" in vars(kind):
+            return True
+        if "forward" in vars(kind):
+            return False
+    return False
 
 
 class Runtime:

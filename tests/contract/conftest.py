@@ -40,6 +40,7 @@ ONE_IN_SPAWNED = 6
 def pytest_configure(config: pytest.Config) -> None:
     """Say what our marks mean."""
     config.addinivalue_line("markers", "only(*names): run a contract test with these fronts or workers only")
+    config.addinivalue_line("markers", "every_front: over each kind of process with all fronts")
     config.addinivalue_line("markers", "narrow: over all fronts with fakes, over one front with one kind of process")
 
 
@@ -53,7 +54,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     backends = [name for name in BACKENDS if not only & set(BACKENDS) or name in only]
     fronts = [name for name in FRONTS if not only & set(FRONTS) or name in only]
     cases = [(front, backend) for backend in backends for front in fronts]
-    if not metafunc.config.getoption("every_pair"):
+    every_front = next(metafunc.definition.iter_markers("every_front"), None) is not None
+    if every_front:
+        cases = [(front, backend) for front, backend in cases if backend != "spawned"]
+    elif not metafunc.config.getoption("every_pair"):
         chance = zlib.crc32(metafunc.definition.name.encode())
         spawned = chance // 64 % ONE_IN_SPAWNED == 0
         processes = [backend for backend in backends if backend != "fake" and (spawned or backend != "spawned")]

@@ -15,6 +15,7 @@ import anyio.to_thread
 
 import dspool
 from dspool.pool.leases import AsyncLease, Lease
+from dspool.pool.streams import AsyncStream, Stream
 from dspool.testing.scripted import behave
 from tests.contract.backends import DEADLINE_S, Backend, Gate
 
@@ -95,6 +96,10 @@ class Subject:
             return self.pool.map(behave, rows, **options)
         return _in_steps(self.pool.map(behave, rows, **options))
 
+    def stream(self, program: Any, inputs: dict[str, Any], **options: Any) -> Streamed:
+        """pool.stream()."""
+        return Streamed(self.pool.stream(program, inputs, **options))
+
     async def checkout(self, **options: Any) -> Borrowed:
         """pool.checkout()."""
         return Borrowed(await self.call("checkout", **options))
@@ -129,6 +134,37 @@ class Subject:
             while not holds(stats := await self.stats()):  # noqa: ASYNC110  there is no event to wait for
                 await anyio.sleep(0.001)
         return stats
+
+
+class Streamed:
+    """A stream under test, as an async iterator."""
+
+    def __init__(self, stream: Stream | AsyncStream) -> None:
+        self.stream = stream
+        self.given: list[Any] = []
+        """The pieces so far."""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        if isinstance(self.stream, AsyncStream):
+            piece = await anext(self.stream)
+        elif (piece := await in_thread(next, self.stream, _END)) is _END:
+            raise StopAsyncIteration
+        self.given.append(piece)
+        return piece
+
+    async def all(self) -> list[Any]:
+        """Every piece."""
+        return [piece async for piece in self]
+
+    async def close(self) -> None:
+        """stream.close()."""
+        if isinstance(self.stream, AsyncStream):
+            await self.stream.aclose()
+        else:
+            await in_thread(self.stream.close)
 
 
 class Borrowed:

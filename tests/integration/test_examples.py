@@ -34,6 +34,13 @@ SHOWN = {
         "and on: 70",
     ],
     "programs_as_data.py": ["slot, lease", "told before any call: ", "ran once; kind chain_of_thought"],
+    "stream_answers.py": [
+        "echo:| why| is| the| sky| blue?||\nwhole: echo: why is the sky blue?",
+        "items: [3, 2, 1]",
+        "first: echo:",
+        "requests closed early: 1 workers replaced: 0",
+        "last: echo: and so?",
+    ],
     "evaluate_and_optimize.py": [
         "score: 100.0",
         "ran elsewhere: True",

@@ -90,8 +90,10 @@ MUST_NOT_IMPORT = {
 # These rooms may import dspy inside a function, when a program is at hand; every other room looks it up in sys.modules.
 # Under TYPE_CHECKING an import of dspy costs nothing and is allowed everywhere.
 MAY_IMPORT_DSPY_LATE = frozenset({"worker", "pool", "daemon", "bench", "testing", "cli"})
-# These are themselves imported only by a worker that has a DSPy program.
-MAY_IMPORT_DSPY_AT_ONCE = frozenset({"dspool.worker.runtime", "dspool.worker.programs", "dspool.worker.callers"})
+# These are themselves imported only by a worker that has a DSPy program. They may take anyio too, which DSPy imports.
+MAY_IMPORT_DSPY_AT_ONCE = frozenset(
+    {"dspool.worker.runtime", "dspool.worker.programs", "dspool.worker.callers", "dspool.worker.field_streams"}
+)
 
 
 class Import(NamedTuple):
@@ -181,7 +183,7 @@ def reason_against(module: str, room: str, imported: Import, modules: set[str]) 
         if room not in MAY_IMPORT_DSPY_LATE:
             return f"{room} must not import dspy"
         return None if imported.late else f"{module} must import dspy inside a function"
-    if top in MUST_NOT_IMPORT.get(room, ()):
+    if top in MUST_NOT_IMPORT.get(room, ()) and module not in MAY_IMPORT_DSPY_AT_ONCE:
         return f"{room} must not import {top}"
     return None
 

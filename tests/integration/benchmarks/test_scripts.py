@@ -18,7 +18,7 @@ from benchmarks.harness.processes import cpu_s, usable_cores
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[3]
-SCRIPTS = ["calls", "throughput", "payload", "starts", "dspy_calls", "evaluate"]
+SCRIPTS = ["calls", "throughput", "payload", "starts", "dspy_calls", "evaluate", "streams"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,29 @@ def fails() -> None:
 def fakes() -> FakeLauncher:
     """Workers that echo; one that is asked to die does."""
     return FakeLauncher(lambda call: Die() if call.inputs.get("die") else call.inputs)
+
+
+def give_secrets() -> Iterator[str]:
+    """A program whose pieces nobody else should read."""
+    yield SECRET
+    yield SECRET
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_each_piece_of_a_stream_has_its_line(make_pool: MakePool, tmp_path: Path) -> None:
+    log = tmp_path / "frames.jsonl"
+    pool = make_pool(workers=1, debug_log=log)
+    assert list(pool.stream(give_secrets, {})) == [SECRET, SECRET]
+    pool.close()
+    frames = told(log, "direction", "message", "command", slot=0)[-4:]
+    assert frames == [
+        ("out", "request", "execute_program"),
+        ("in", "chunk", "execute_program"),
+        ("in", "chunk", "execute_program"),
+        ("in", "response", "execute_program"),
+    ]
+    assert SECRET not in log.read_text(encoding="utf-8")
 
 
 @pytest.mark.integration

@@ -1,4 +1,4 @@
-"""Ctrl-C at any point of run, checkout and map: no slot is lost, the figures add up, the pool still works."""
+"""Ctrl-C at any point of run, checkout, map and stream: no slot is lost, the figures add up, the pool still works."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ def one(pool):
             lease.run(echo, {"value": 2})
     elif what == "map":
         for _ in pool.map(echo, ({"value": number} for number in range(6))):
+            pass
+    elif what == "stream":
+        for _ in pool.stream(echo, {"value": 1}):
             pass
     else:
         pool.stats()
@@ -86,7 +89,7 @@ with dspool.Pool(workers=2, launcher=FakeLauncher(lambda call: call.inputs), qua
         assert pool.run(echo, {"value": 3}) == {"value": 3}
 print(json.dumps({
     "done": done, "hits": hits, "seconds": time.monotonic() - began,
-    "unaccounted": stats.checkouts - ended if what in ("run", "map") else 0,
+    "unaccounted": stats.checkouts - ended if what in ("run", "map", "stream") else 0,
     "handler": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
 }), flush=True)
 """
@@ -94,7 +97,13 @@ print(json.dumps({
 
 @pytest.mark.parametrize(
     ("what", "tries", "longest_s"),
-    [("run", 3000, 0.0012), ("checkout", 3000, 0.002), ("map", 1000, 0.012), ("orders", 3000, 0.0004)],
+    [
+        ("run", 3000, 0.0012),
+        ("checkout", 3000, 0.002),
+        ("map", 1000, 0.012),
+        ("stream", 3000, 0.0012),
+        ("orders", 3000, 0.0004),
+    ],
 )
 def test_ctrl_c_at_any_point_loses_nothing(script: RunScript, what: str, tries: int, longest_s: float) -> None:
     storm = script(STORM, what, str(tries), str(longest_s))
@@ -196,4 +205,32 @@ with dspool.Pool(workers=2, launcher=ScriptedLauncher()) as pool:
 def test_ctrl_c_stops_a_map_cleanly(script: RunScript) -> None:
     process = script(CTRL_C_IN_MAP)
     assert process.line() == [[1], 2, 0]
+    assert process.end() == 0, process.errors()
+
+
+CTRL_C_IN_STREAM = """
+import asyncio, json, os, signal, threading
+import dspool
+
+async def give_and_wait():
+    yield os.getpid()
+    await asyncio.Event().wait()
+
+with dspool.Pool(workers=1) as pool:
+    pids = []
+    for _ in range(2):
+        try:
+            for pid in pool.stream(give_and_wait, {}):
+                pids.append(pid)
+                threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        except KeyboardInterrupt:
+            pass
+    stats = pool.stats()
+    print(json.dumps([len(set(pids)), len(pids), stats.calls_cancelled, stats.exits]), flush=True)
+"""
+
+
+def test_ctrl_c_ends_a_stream_and_keeps_its_worker(script: RunScript) -> None:
+    process = script(CTRL_C_IN_STREAM)
+    assert process.line() == [1, 2, 2, {}]
     assert process.end() == 0, process.errors()

@@ -55,12 +55,16 @@ class Channel:
 
     def receive(self) -> Response:
         """The next response; EOFError at the pipe's end."""
+        return MSGPACK.decode_response(self.receive_body())
+
+    def receive_body(self) -> memoryview:
+        """The next message, whatever it is."""
         while (body := self._decoder.next_frame()) is None:
             count = self.sock.recv_into(self._decoder.space())
             if not count:
                 raise EOFError
             self._decoder.received(count)
-        return MSGPACK.decode_response(body)
+        return body
 
     def ask(self, command: str, args: Any = None, **fields: Any) -> Response:
         """Send a request and wait for its response."""

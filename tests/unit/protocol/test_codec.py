@@ -16,7 +16,17 @@ from msgspec.msgpack import Ext
 from dspool.errors import EncodeError, FrameTooLarge, InvalidMessage
 from dspool.protocol.codec import JSON, MSGPACK, Codec
 from dspool.protocol.frames import HEADER_BYTES
-from dspool.protocol.messages import ErrorInfo, Request, Response, answered, refused
+from dspool.protocol.messages import (
+    ErrorInfo,
+    Event,
+    FieldChunk,
+    ItemChunk,
+    Request,
+    Response,
+    Status,
+    answered,
+    refused,
+)
 from dspool.protocol.values import to_plain
 
 pytestmark = pytest.mark.unit
@@ -45,6 +55,44 @@ def test_a_response_comes_back_as_it_was(codec: Codec) -> None:
     info = ErrorInfo("lm_error", "busy", "x.Busy", ["x.Busy", "Exception"], "trace", True, 429, 1.5, {"a": [1]})
     for response in (answered(1, {"value": 3}, {"m": {"n": 1}}), answered(None, None), refused(2, info)):
         assert codec.decode_response(body_of(codec.encode(response))) == response
+
+
+@both
+def test_an_event_comes_back_as_it_was_and_so_does_the_response_behind_it(codec: Codec) -> None:
+    field = FieldChunk("qa.predict", "answer", " Paris", True)
+    for event in (
+        Event(1, "chunk", field),
+        Event(2, "chunk", ItemChunk([1, {"a": None}])),
+        Event(3, "status", Status("x")),
+    ):
+        assert codec.decode_streamed(body_of(codec.encode(event))) == event
+    for response in (answered(1, {"value": 3}), refused(2, ErrorInfo("x", "y"))):
+        assert codec.decode_streamed(body_of(codec.encode(response))) == response
+
+
+@both
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({"id": 1, "event": "chunk"}, "`data`"),
+        ({"id": 1, "event": "noise", "data": {"of": "item", "value": 1}}, "noise"),
+        ({"id": -1, "event": "chunk", "data": {"of": "item", "value": 1}}, "id"),
+        ({"id": None, "event": "chunk", "data": {"of": "item", "value": 1}}, "id"),
+        ({"id": 1, "event": "chunk", "data": {"of": "what", "value": 1}}, "what"),
+        ({"id": 1, "event": "chunk", "data": {"of": "item"}}, "value"),
+        ({"id": 1, "event": "chunk", "data": {"of": "field", "chunk": "x"}}, "predict_name"),
+        ({"id": 1, "event": "chunk", "data": 3}, "object"),
+        ({"id": 1, "event": "status", "data": {"of": "status", "message": 3}}, "message"),
+        ({"id": 1, "event": "status", "data": {"of": "item", "value": 1}}, "with other data"),
+        ({"id": 1, "event": "chunk", "data": {"of": "status", "message": "x"}}, "with other data"),
+        ({"id": 1}, "success"),
+    ],
+)
+def test_a_bad_event_is_refused(codec: Codec, body: Any, why: str) -> None:
+    data = packed(body) if codec is MSGPACK else msgspec.json.encode(body)
+    with pytest.raises(InvalidMessage, match=why) as caught:
+        codec.decode_streamed(data)
+    assert caught.value.code == "invalid_response"
 
 
 @both

@@ -18,7 +18,18 @@ from dspool.errors import InvalidMessage, ProtocolError
 from dspool.protocol import extensions
 from dspool.protocol.codec import JSON, MSGPACK, Codec
 from dspool.protocol.frames import FrameDecoder, encode_frame
-from dspool.protocol.messages import ErrorInfo, Request, Response, answered, refused, validate_request
+from dspool.protocol.messages import (
+    ErrorInfo,
+    Event,
+    FieldChunk,
+    ItemChunk,
+    Request,
+    Response,
+    Status,
+    answered,
+    refused,
+    validate_request,
+)
 from dspool.protocol.values import from_ext, to_json, to_plain
 from tests.mutations import chunked, mutated
 
@@ -71,11 +82,14 @@ json_value = st.recursive(
     max_leaves=20,
 )
 
-MESSAGES: list[Request | Response] = [
+MESSAGES: list[Request | Response | Event] = [
     Request(1, "ping", {}),
     Request(2**63 - 1, "execute_program", {"inputs": {"q": ["a", 1, None, 2.5]}}, "s", 100, "00-ab", "now"),
     answered(3, {"outputs": {"answer": "Paris", "scores": [0.5] * 20}}, {"m": {"tokens": 3}}),
     refused(None, ErrorInfo("lm_error", "busy", "x.Busy", ["x.Busy"], "trace", True, 429, 0.5, {"a": [1]})),
+    Event(5, "chunk", FieldChunk("qa.predict", "answer", " Paris", False)),
+    Event(6, "chunk", ItemChunk({"row": [1, None]})),
+    Event(7, "status", Status("Calling tool look...")),
 ]
 TYPED = answered(
     4,
@@ -106,15 +120,16 @@ def check(error: InvalidMessage) -> None:
     assert error.request_id is None or error.request_id >= 0
 
 
-def decode_both(codec: Codec, body: bytes) -> None:
-    """Either decoder gives its message or InvalidMessage."""
-    decoders: list[tuple[Callable[[bytes], Any], type]] = [
-        (codec.decode_request, Request),
-        (codec.decode_response, Response),
+def decode_all(codec: Codec, body: bytes) -> None:
+    """Each decoder gives its message or InvalidMessage."""
+    decoders: list[tuple[Callable[[bytes], Any], tuple[type, ...]]] = [
+        (codec.decode_request, (Request,)),
+        (codec.decode_response, (Response,)),
+        (codec.decode_streamed, (Event, Response)),
     ]
-    for decode, kind in decoders:
+    for decode, kinds in decoders:
         try:
-            assert type(decode(body)) is kind
+            assert type(decode(body)) in kinds
         except InvalidMessage as error:
             check(error)
 
@@ -166,6 +181,8 @@ def test_a_body_cut_at_any_byte_is_invalid(codec: Codec) -> None:
                 codec.decode_request(body[:cut])
             with pytest.raises(InvalidMessage):
                 codec.decode_response(body[:cut])
+            with pytest.raises(InvalidMessage):
+                codec.decode_streamed(body[:cut])
 
 
 @codecs
@@ -173,7 +190,7 @@ def test_a_body_with_any_one_byte_changed_is_a_message_or_invalid(codec: Codec) 
     for body in bodies(codec):
         for at in range(len(body)):
             for byte in (0x00, 0x7F, 0x80, 0xC1, 0xC7, 0xD4, 0xDD, 0xFF, body[at] ^ 1):
-                decode_both(codec, body[:at] + bytes([byte]) + body[at + 1 :])
+                decode_all(codec, body[:at] + bytes([byte]) + body[at + 1 :])
 
 
 @codecs
@@ -182,7 +199,7 @@ def test_a_mutated_body_is_a_message_or_invalid(codec: Codec, seed: int) -> None
     rng = random.Random(seed)
     good = bodies(codec)
     for _ in range(1000):
-        decode_both(codec, mutated(rng.choice(good), rng))
+        decode_all(codec, mutated(rng.choice(good), rng))
 
 
 @codecs
@@ -192,7 +209,7 @@ def test_a_mutated_body_is_a_message_or_invalid(codec: Codec, seed: int) -> None
 @example(data=b"\x81\x81\x01\x02\x03")
 @example(data=b"[" * 5000)
 def test_any_bytes_are_a_message_or_invalid(codec: Codec, data: bytes) -> None:
-    decode_both(codec, data)
+    decode_all(codec, data)
 
 
 @codecs
@@ -200,13 +217,13 @@ def test_any_bytes_are_a_message_or_invalid(codec: Codec, data: bytes) -> None:
 @given(
     body=st.dictionaries(
         st.sampled_from(
-            ["id", "command", "args", "session_id", "deadline_ms", "success", "result", "error", "error_info"]
+            ["id", "command", "args", "session_id", "deadline_ms", "success", "result", "error", "error_info", "event"]
         ),
         json_value,
     )
 )
 def test_forged_ids_and_fields_of_wrong_types_are_a_message_or_invalid(codec: Codec, body: dict[str, Any]) -> None:
-    decode_both(codec, msgspec.msgpack.encode(body) if codec is MSGPACK else msgspec.json.encode(body))
+    decode_all(codec, msgspec.msgpack.encode(body) if codec is MSGPACK else msgspec.json.encode(body))
 
 
 @fuzzed
@@ -237,7 +254,7 @@ def test_mutated_exts_within_exts_are_a_value_or_invalid(seed: int) -> None:
     for _ in range(300):
         inner = Ext(rng.randrange(1, 13), mutated(good, rng))
         outer = msgspec.msgpack.encode([Ext(extensions.TUPLE, msgspec.msgpack.encode([inner] * 2))])
-        decode_both(MSGPACK, msgspec.msgpack.encode({"id": 1, "success": True, "result": msgspec.Raw(outer)}))
+        decode_all(MSGPACK, msgspec.msgpack.encode({"id": 1, "success": True, "result": msgspec.Raw(outer)}))
 
 
 @fuzzed
@@ -261,3 +278,18 @@ def test_to_plain_of_what_is_plain_is_itself(value: Any) -> None:
 def test_json_is_left_as_it_is(value: Any) -> None:
     assert to_json(value) == value
     assert JSON.decode_response(memoryview(JSON.encode(answered(1, value)))[4:]).result == value
+
+
+@codecs
+@fuzzed
+@given(event=st.sampled_from(["chunk", "status"]) | json_value, data=json_value, of=json_value)
+def test_forged_events_are_an_event_or_invalid(codec: Codec, event: Any, data: Any, of: Any) -> None:
+    chosen = of if not isinstance(of, str) else "item"
+    for body in (
+        data,
+        {"of": chosen, "value": data},
+        {"of": "status", "message": data},
+        {"of": "field", "chunk": data},
+    ):
+        message = {"id": 1, "event": event, "data": body}
+        decode_all(codec, msgspec.msgpack.encode(message) if codec is MSGPACK else msgspec.json.encode(message))

@@ -1,0 +1,189 @@
+"""Stream and AsyncStream: a call whose pieces are handed out as they come, its result last.
+
+Rules:
+    1. The steps of the call are suspended while the caller has a piece. To close them is to cancel the call, and takes
+       no wait: so leaving early is the same for threads, tasks and the garbage collector.
+    2. The caller's pace is the worker's: what isn't read stays in the pipe, and the worker waits for room in it.
+    3. After an error, or an interrupt in a wait, a stream is over.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio.lowlevel
+import cloudpickle
+
+from dspool.errors import EncodeError, OptionsError, PoolError
+from dspool.pool.driver import Driver
+from dspool.pool.interrupts import guarded
+from dspool.pool.polling import drive
+from dspool.pool.programs import Program
+from dspool.pool.steps import Steps, until_piece
+from dspool.protocol.messages import Event, FieldChunk, ItemChunk, Response, StreamArgs
+from dspool.signals import let_through
+
+if TYPE_CHECKING:
+    from dspool.pool.aio import AsyncPool
+    from dspool.pool.front import PoolFront
+
+_NOTHING: Any = object()
+_left_to_parent: list[Any] = []
+"""Steps that a forked process found among its garbage. Closing them is the parent's affair."""
+
+
+def stream_args(fields: str | Iterable[str] | None, status: Any) -> StreamArgs:
+    """The arguments of stream() as a worker takes them.
+
+    Raises:
+        OptionsError: `fields` is something else.
+        EncodeError: the status provider can't be pickled.
+    """
+    if isinstance(fields, str):
+        fields = [fields]
+    if fields is not None:
+        fields = list(fields) if isinstance(fields, Iterable) else [fields]
+        if not all(isinstance(field, str) for field in fields):
+            raise OptionsError(f"fields must be names of output fields, as strings, or None; it is {fields!r}")
+    if status is None or not isinstance(status, bool | str):
+        try:
+            status = status is not None and cloudpickle.dumps(status)
+        except Exception as error:
+            let_through(error)
+            raise EncodeError(f"the status provider can't be sent: {error}") from error
+    return StreamArgs(fields, status)
+
+
+class _Pieces:
+    """What both streams have in common."""
+
+    def __init__(self, front: PoolFront, driver: Driver, program: Program, steps: Steps[tuple[Response, int]]) -> None:
+        self._front = front
+        self._driver = driver
+        self._program = program
+        self._steps = steps
+        self._over = False
+        self._taking = threading.Lock()
+
+    def _begin(self) -> None:
+        if not self._taking.acquire(blocking=False):
+            raise PoolError(
+                f"pool {self._driver.name!r}: a stream gives one piece at a time; another caller waits for it"
+            )
+
+    def _piece(self, event: Event | None, end: tuple[Response, int] | None) -> Any:
+        """What the caller gets; _NOTHING where the stream is over without a value."""
+        if event is not None:
+            return _piece_of(event)
+        self._over = True
+        assert end is not None
+        response, worker_id = end
+        result = response.result
+        if response.success and isinstance(result, dict) and "returned" in result:  # a generator's
+            return _NOTHING if result["returned"] is None else result["returned"]
+        return self._front._finish(self._program, response, worker_id)
+
+    @guarded
+    def _end(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        if self._driver.pid == os.getpid():
+            self._steps.close()
+        else:
+            _left_to_parent.append(self._steps)
+
+    def _leave(self) -> None:
+        """Close it, where nobody waits for a piece of it."""
+        self._begin()
+        try:
+            self._end()
+        finally:
+            self._taking.release()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_over", True):
+            self._end()
+
+
+def _piece_of(event: Event) -> Any:
+    data = event.data
+    if isinstance(data, ItemChunk):
+        return data.value
+    from dspy.streaming import StatusMessage, StreamResponse
+
+    if isinstance(data, FieldChunk):
+        return StreamResponse(data.predict_name, data.signature_field_name, data.chunk, data.is_last_chunk)
+    return StatusMessage(data.message)
+
+
+class Stream(_Pieces, Iterator[Any]):
+    """A call's pieces, for threads; from Pool.stream(). To leave it early: `with`, or let it go."""
+
+    def __next__(self) -> Any:
+        self._begin()
+        try:
+            if self._over:
+                raise StopIteration
+            piece = self._piece(*drive(self._driver, until_piece(self._steps)))
+        except BaseException:
+            self._end()
+            raise
+        finally:
+            self._taking.release()
+        if piece is _NOTHING:
+            raise StopIteration
+        return piece
+
+    def close(self) -> None:
+        """Cancel the call, unless it has ended. Idempotent; returns at once.
+
+        Raises:
+            PoolError: another thread waits for the next piece.
+        """
+        self._leave()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class AsyncStream(_Pieces, AsyncIterator[Any]):
+    """A call's pieces, for tasks; from AsyncPool.stream(). To leave it early: `async with`, or let it go."""
+
+    _front: AsyncPool
+
+    async def __anext__(self) -> Any:
+        self._begin()
+        try:
+            if self._over:
+                raise StopAsyncIteration
+            await anyio.lowlevel.checkpoint()
+            piece = self._piece(*await self._front._drive(until_piece(self._steps)))
+        except BaseException:
+            self._end()
+            raise
+        finally:
+            self._taking.release()
+        if piece is _NOTHING:
+            raise StopAsyncIteration
+        return piece
+
+    async def aclose(self) -> None:
+        """Cancel the call, unless it has ended. Idempotent; returns at once.
+
+        Raises:
+            PoolError: another task waits for the next piece.
+        """
+        self._leave()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._leave()
