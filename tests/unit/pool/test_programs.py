@@ -483,7 +483,7 @@ def test_a_pickled_state_is_sent_unopened_and_only_where_that_is_allowed(store: 
     [
         ("gone.json", "can't be read: FileNotFoundError"),
         ("bad.json", "can't be read: DecodeError"),
-        ("list.json", "Expected `object"),
+        ("list.json", "state must be object"),
         ("state.txt", r"must be a \.json file"),
         ("folder", "is a whole program, saved with save_program=True"),
     ],
