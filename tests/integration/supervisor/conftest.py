@@ -39,9 +39,10 @@ def open_fds() -> dict[int, str]:
 
 @pytest.fixture
 def patient_dump(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dump is waited for, however busy the machine is: in 10 ms a process may not have its turn."""
+    """A dump is waited for, however busy the machine is: in 10 ms a process may not have its turn, or lose it."""
     monkeypatch.setattr(life, "DUMP_WAIT_S", 10.0)
     monkeypatch.setattr(life, "BOOT_DUMP_WAIT_S", 10.0)
+    monkeypatch.setattr(life, "DUMP_QUIET_MS", 200)
 
 
 @pytest.fixture(autouse=True)
