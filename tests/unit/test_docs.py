@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote
@@ -21,15 +22,17 @@ _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def reference() -> ModuleType:
-    """docs/build_reference.py as a module."""
+def reference() -> Iterator[ModuleType]:
+    """docs/build_reference.py as a module, which finds those beside it as it does when it is run."""
+    sys.path.insert(0, str(ROOT / "docs"))
     spec = importlib.util.spec_from_file_location("build_reference", ROOT / "docs" / "build_reference.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module
+    yield module
+    sys.path.remove(str(ROOT / "docs"))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -55,7 +58,7 @@ def test_every_public_method_has_words(reference: ModuleType) -> None:
     import dspool
 
     for cls in (dspool.Pool, dspool.AsyncPool, dspool.Lease, dspool.AsyncLease, dspool.Executor):
-        for name, member in reference.public_members(cls).items():
+        for name, member in sys.modules["reference_api"].public_members(cls).items():
             assert (member.fget if isinstance(member, property) else member).__doc__, f"{cls.__name__}.{name}"
 
 
