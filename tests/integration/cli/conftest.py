@@ -7,6 +7,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,19 @@ def gate(folder: Path) -> Callable[[], int]:
 
     def wait() -> int:
         return int((folder / "reached").read_text(encoding="utf-8"))
+
+    return wait
+
+
+@pytest.fixture
+def written(folder: Path) -> Callable[[int], None]:
+    """Wait until out.jsonl has so many lines: a row's worker may be on the next row before the line is written."""
+
+    def wait(count: int) -> None:
+        deadline = time.monotonic() + 20.0
+        while (folder / "out.jsonl").read_bytes().count(b"\n") < count:
+            assert time.monotonic() < deadline, f"out.jsonl has no {count} lines after 20 s"
+            time.sleep(0.01)
 
     return wait
 
