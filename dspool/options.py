@@ -98,6 +98,7 @@ RANGES: dict[str, _Range] = {
     "session_ttl_s": _POSITIVE,
     "max_sessions": _Range(1, whole=True),
     "max_programs": _Range(1, whole=True),
+    "cache_memory_entries": _Range(0, 100_000_000, whole=True),
 }
 
 
@@ -112,6 +113,7 @@ class WorkerGroup:
         env: variables added to the pool's own `env`; None as a value removes one.
         preload: modules imported before the first call, beside the pool's own `preload`.
         overflow: workers beyond `workers` that may be started while calls wait.
+        cache_namespace: in place of the pool's own `cache_namespace`.
     """
 
     name: str
@@ -120,6 +122,7 @@ class WorkerGroup:
     env: Mapping[str, str | None] = field(default_factory=dict, repr=False)  # may hold keys
     preload: tuple[str, ...] = ()
     overflow: int = 0
+    cache_namespace: str | None = None
 
     def __post_init__(self) -> None:
         labels: Any = self.labels  # people pass a string, a list, a set
@@ -133,6 +136,7 @@ class WorkerGroup:
             raise OptionsError(f"WorkerGroup.name must be 1 to 64 letters, digits or _ . : -, not {self.name!r}")
         for option in ("workers", "overflow"):
             _in_range(f"WorkerGroup({self.name!r}).{option}", getattr(self, option), _Range(0, MAX_WORKERS, whole=True))
+        _namespace(f"WorkerGroup({self.name!r}).cache_namespace", self.cache_namespace)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,6 +213,13 @@ class PoolOptions:
         session_ttl_s: seconds from its last use until a session is forgotten.
         max_sessions: sessions remembered; the least recently used are forgotten first.
         max_programs: programs a worker keeps loaded.
+        cache: where workers keep LMs' answers, with DSPy's cache, which they share. True: in DSPy's folder, which is
+            DSPY_CACHEDIR of their environment or ~/.dspy_cache, or as a preload module has configured it; a path: in
+            that folder; False: nowhere. A folder that isn't there is made with mode 0700. Of what is in it only plain
+            data and LM clients' answers are loaded, no other pickles.
+        cache_memory_entries: how many answers each worker also keeps in memory; 0: none.
+        cache_namespace: parts these answers from others' in the same folder. Requests are told apart by all but their
+            API keys, so without it two tenants share the answer to an equal one.
     """
 
     name: str = ""
@@ -258,6 +269,9 @@ class PoolOptions:
     session_ttl_s: float = 3600.0
     max_sessions: int = 10_000
     max_programs: int = 64
+    cache: bool | str | os.PathLike[str] = True
+    cache_memory_entries: int = 1000
+    cache_namespace: str | None = None
 
     def __post_init__(self) -> None:
         """Fill in what depends on the machine, then check every value."""
@@ -289,6 +303,16 @@ class PoolOptions:
         if not isinstance(self.lazy, bool):
             raise OptionsError(f"lazy must be True or False, not {self.lazy!r}")
         self._check_workers()
+        self._check_cache()
+
+    def _check_cache(self) -> None:
+        _namespace("cache_namespace", self.cache_namespace)
+        if isinstance(self.cache, bool):
+            return
+        folder = os.fspath(self.cache) if isinstance(self.cache, (str, os.PathLike)) else None
+        if not isinstance(folder, str) or not folder or "\0" in folder:
+            raise OptionsError(f"cache must be True, False or a folder's path; it is {self.cache!r:.80}")
+        object.__setattr__(self, "cache", os.path.abspath(os.path.expanduser(folder)))
 
     def _check_start_method(self) -> None:
         _one_of("start_method", self.start_method, get_args(StartMethod))
@@ -385,6 +409,11 @@ def _in_range(option: str, value: object, legal: _Range) -> None:
 def _one_of(option: str, value: object, legal: tuple[str, ...]) -> None:
     if value not in legal:
         raise OptionsError(f"{option} must be one of {', '.join(legal)}; it is {value!r}")
+
+
+def _namespace(option: str, value: object) -> None:
+    if value is not None and not (isinstance(value, str) and _NAME.fullmatch(value)):
+        raise OptionsError(f"{option} must be 1 to 64 letters, digits or _ . : -, or None; it is {value!r:.80}")
 
 
 def _names(option: str, value: object) -> tuple[str, ...]:

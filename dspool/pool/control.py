@@ -27,7 +27,7 @@ from dspool.pool.lease import settle
 from dspool.pool.lm_keys import LMKeys
 from dspool.pool.lm_specs import adapter_spec, lm_spec
 from dspool.pool.programs import ProgramStore
-from dspool.pool.starts import asked_of, boot_config, make_launcher
+from dspool.pool.starts import asked_of, boot_config, make_cache_folders, make_launcher
 from dspool.pool.steps import Steps
 from dspool.protocol.codec import MSGPACK
 from dspool.protocol.messages import HANDSHAKE_ID, BootConfig, LMSpec, NamedProgram, Request
@@ -51,6 +51,8 @@ class ControlPlane:
     """
 
     def __init__(self, options: PoolOptions, launcher: Launcher | None = None) -> None:
+        if launcher is None:
+            make_cache_folders(options)
         self._findings = environment.at_open(asked_of(options), real=launcher is None)
         self.options = options
         self.serving = False

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from dspool.errors import OptionsError
-from dspool.options import PoolOptions
+from dspool.options import PoolOptions, WorkerGroup
 from dspool.pool.lm_specs import adapter_spec, lm_spec
-from dspool.protocol.messages import BootConfig, LMSpec, NamedProgram
+from dspool.protocol.messages import BootConfig, CacheSpec, LMSpec, NamedProgram
+from dspool.protocol.private_folder import make_private
 from dspool.supervisor.environment import Asked, Program
+from dspool.supervisor.environment.caches import folder_of
 from dspool.supervisor.launch import Launcher, SpawnLauncher
 from dspool.supervisor.templates import TemplateLauncher, managers_sys_path
 
@@ -22,11 +26,12 @@ def make_launcher(options: PoolOptions, mask: Callable[[str], str] = str) -> Lau
 
 
 def needs_dspy(options: PoolOptions) -> bool:
-    """Whether a template imports DSPy: the pool has an LM or an adapter, or this process has imported it itself.
+    """Whether a template imports DSPy: the options name an LM, an adapter or a cache, or this process has imported it.
 
     Else a pool of plain functions would pay for what it never uses.
     """
-    return options.lm is not None or options.adapter is not None or "dspy" in sys.modules
+    own_cache = any(map(partial(_has_own_cache, options), options.groups))
+    return options.lm is not None or options.adapter is not None or own_cache or "dspy" in sys.modules
 
 
 def boot_config(
@@ -39,21 +44,60 @@ def boot_config(
     warm: Sequence[NamedProgram] = (),
 ) -> BootConfig:
     """What the handshake tells a worker of a group."""
-    preload = next(each.preload for each in options.groups if each.name == group)
+    its_group = next(each for each in options.groups if each.name == group)
     return BootConfig(
         worker_id=worker_id,
         pool=options.name,
         sys_path=managers_sys_path(),
-        preload=[*options.preload, *preload],
+        preload=[*options.preload, *its_group.preload],
         warm=list(warm),
         lm=lm,
         adapter=adapter,
         max_programs=options.max_programs,
         max_frame_bytes=options.max_frame_bytes,
         on_loop=options.execution == "async",
+        cache=cache_spec(options, its_group),
         # What runs this interpreter, from this sys.path, finds what this process has found.
         required_packages=[] if options.python is None else list(options.required_packages),
     )
+
+
+def cache_spec(options: PoolOptions, group: WorkerGroup) -> CacheSpec:
+    """DSPy's cache in the workers of a group."""
+    folder = folder_of(options, group)
+    entries = 0 if options.cache is False else options.cache_memory_entries
+    return CacheSpec(None if folder is None else str(folder), entries, _has_own_cache(options, group))
+
+
+def make_cache_folders(options: PoolOptions) -> None:
+    """Make the folders that the options name. DSPy's own is made by the worker that first needs it.
+
+    Raises:
+        OptionsError: one can't be made, or not written to.
+    """
+    if isinstance(options.cache, bool):
+        return
+    for group in options.groups:
+        folder = folder_of(options, group)
+        assert folder is not None
+        try:
+            make_private(folder)
+            problem = "" if os.access(folder, os.W_OK | os.X_OK) else "it can't be written to"
+        except FileExistsError as error:
+            problem = f"{error.filename} is no folder"
+        except OSError as error:
+            problem = error.strerror or repr(error)
+        if problem:
+            raise OptionsError(
+                f"pool {options.name!r}: cache={os.fspath(options.cache)!r}: {folder} can't be used: {problem}. Name "
+                "a folder that this user may write to, or cache=False"
+            )
+
+
+def _has_own_cache(options: PoolOptions, group: WorkerGroup) -> bool:
+    """Whether the options say more of the cache than the defaults, so that it must be there before any program."""
+    named = options.cache_namespace is not None or group.cache_namespace is not None
+    return options.cache is not True or named
 
 
 def asked_of(options: PoolOptions, programs: tuple[Program, ...] = (), launcher: Launcher | None = None) -> Asked:

@@ -210,6 +210,18 @@ class NamedProgram(msgspec.Struct):
     spec: ProgramSpec
 
 
+class CacheSpec(msgspec.Struct, omit_defaults=True, frozen=True):
+    """DSPy's cache in a worker. Without a folder and entries it keeps nothing.
+
+    `folder`: of its files, None for none. `entries`: how many answers are kept in memory. `explicit`: the pool's
+    options say more than the defaults, so it also stands against what a preload module has configured.
+    """
+
+    folder: str | None = None
+    entries: int = 0
+    explicit: bool = False
+
+
 class BootConfig(msgspec.Struct, omit_defaults=True):
     """What the handshake tells a worker."""
 
@@ -227,6 +239,8 @@ class BootConfig(msgspec.Struct, omit_defaults=True):
     """What has to be installed there; empty where the manager has looked already, as it runs the same interpreter."""
     on_loop: bool = False
     """Run async programs on the worker's event loop, where they can be cancelled."""
+    cache: CacheSpec | None = None
+    """None: DSPy's own, as it is."""
 
 
 class StreamArgs(msgspec.Struct, omit_defaults=True, frozen=True):

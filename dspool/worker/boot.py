@@ -135,7 +135,9 @@ class Worker:
         for module in config.preload:
             importlib.import_module(module)
         loader = Loader(config, self._secrets, self._main_thread)
-        if config.lm is not None or config.adapter is not None or "dspy" in sys.modules:
+        # A plain function that imports DSPy by itself must find the cache that the options ask for, too.
+        own_cache = config.cache is not None and config.cache.explicit
+        if config.lm is not None or config.adapter is not None or own_cache or "dspy" in sys.modules:
             loader.runtime  # noqa: B018 - asking for it imports and configures DSPy
         programs = ProgramTable(loader.load, config.max_programs)
         for program in config.warm:

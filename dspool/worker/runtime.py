@@ -32,6 +32,7 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from dspool.protocol.messages import BootConfig, Caller, LMSpec
 from dspool.protocol.secrets import Secrets
+from dspool.worker.caches import set_cache
 from dspool.worker.call_loop import Outlet
 from dspool.worker.callers import CallerRun
 from dspool.worker.deadlines import SHORTEST_S, pause_asked, request_timeout, retry_pause
@@ -264,6 +265,8 @@ class Runtime:
         self._lms: OrderedDict[str, Any] = OrderedDict()
         self._settings: OrderedDict[bytes, Any] = OrderedDict()
         self._lock = threading.Lock()
+        if config.cache is not None:
+            set_cache(config.cache)
         defaults: dict[str, Any] = {"track_usage": True, "disable_history": True, "trace": None}
         if config.lm is not None:
             defaults["lm"] = self.lm(config.lm)

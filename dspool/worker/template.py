@@ -362,6 +362,8 @@ def warm_dspy() -> None:
     from dspool.worker.runtime import warm_price_table
 
     warm_price_table()
+    for module in ("cachetools", "diskcache"):  # which DSPy's cache imports when it is made, and when it opens
+        importlib.import_module(module)
     lm = DummyLM({"": {"reasoning": "r", "answer": "a"}})
     with dspy.context(lm=lm, adapter=None, disable_history=True, trace=None):
         dspy.ChainOfThought("question -> answer")(question="q")

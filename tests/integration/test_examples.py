@@ -48,6 +48,12 @@ SHOWN = {
         "demos: 2 before: 0",
         "still a Librarian: True and runs: Slots",
     ],
+    "use_caches.py": [
+        "two workers, one request",
+        "a call without it: 2 requests",
+        "another tenant: 3 requests",
+        "off: 5 requests",
+    ],
     "map_rows.py": ["3 -> ProgramError", "5 -> WorkerLost", "6 ok, 1 failed, 1 lost, 1 worker replaced"],
 }
 

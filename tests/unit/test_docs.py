@@ -87,6 +87,11 @@ def test_the_readmes_library_use_is_the_first_example() -> None:
     assert code in (ROOT / "examples" / "first_pool.py").read_text(encoding="utf-8")
 
 
+def test_the_page_on_caches_shows_what_its_example_runs() -> None:
+    (code,) = blocks(ROOT / "docs" / "how-to" / "use-caches.md", "python")
+    assert code in (ROOT / "examples" / "use_caches.py").read_text(encoding="utf-8")
+
+
 def test_the_readme_names_every_room_there_is() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rooms = [path.parent.name for path in (ROOT / "dspool").glob("*/__init__.py")]

@@ -1,5 +1,6 @@
 """Options: what is refused, and what the refusal says."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,3 +41,26 @@ def test_a_number_that_no_message_carries_and_no_float_holds_is_refused(option: 
 def test_labels_are_texts(labels: Any) -> None:
     with pytest.raises(dspool.OptionsError, match=r"WorkerGroup\.labels must be a label or labels"):
         dspool.WorkerGroup(name="a", workers=1, labels=labels)
+
+
+@pytest.mark.parametrize("cache", [None, 1, "", b"folder", "a\0b"])
+def test_a_cache_is_on_off_or_a_folder(cache: Any) -> None:
+    with pytest.raises(dspool.OptionsError, match="cache must be True, False or a folder's path; it is "):
+        PoolOptions(cache=cache)
+
+
+def test_a_caches_folder_doesnt_move_with_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert PoolOptions(cache=Path("answers")).cache == str(tmp_path / "answers")
+    assert PoolOptions(cache="~/answers").cache == str(tmp_path / "home" / "answers")
+
+
+@pytest.mark.parametrize("namespace", ["", "a/b", "..\n", "x" * 65, 5, True])
+def test_a_namespace_is_a_name(namespace: Any) -> None:
+    with pytest.raises(dspool.OptionsError, match=r"^cache_namespace must be 1 to 64 letters"):
+        PoolOptions(cache_namespace=namespace)
+    with pytest.raises(dspool.OptionsError, match=r"^WorkerGroup\('a'\)\.cache_namespace must be 1 to 64 letters"):
+        dspool.WorkerGroup(name="a", workers=1, cache_namespace=namespace)

@@ -259,6 +259,22 @@ def test_each_group_has_the_cache_of_its_environment(cache_folder: Path, tmp_pat
     assert str(tmp_path / "home" / ".dspy_cache") in second.reason
 
 
+def test_the_cache_that_the_options_name_is_looked_at(cache_folder: Path, tmp_path: Path) -> None:
+    groups = [
+        dspool.WorkerGroup(name="a", workers=1),
+        dspool.WorkerGroup(name="b", workers=1, cache_namespace="Tenant"),
+        dspool.WorkerGroup(name="c", workers=1, env={"DSPY_CACHEDIR": "/nowhere"}),
+    ]
+    first, second = caches.cache(asked(workers=groups, cache=tmp_path / "answers"))
+    assert f"{tmp_path / 'answers'} does not exist yet" in first.reason
+    assert f"{tmp_path / 'answers' / 'namespace-+tenant'} does not exist yet" in second.reason
+    [found] = caches.cache(asked(workers=1, cache_namespace="x"))
+    assert f"{cache_folder / 'namespace-x'} does not exist yet" in found.reason
+    [found] = caches.cache(asked(workers=1, cache=False))
+    assert (found.status, found.reason) == ("ok", "none: cache=False")
+    assert caches.cache_privacy(asked(workers=1, cache=False)) == []
+
+
 def test_a_cache_on_a_network_is_told(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert caches.filesystem_of(Path("/proc")) == "proc"
     monkeypatch.setattr(caches, "filesystem_of", lambda folder: "nfs4")
