@@ -34,10 +34,12 @@ from dspool.types import (
     EnvironmentReport,
     ExitReport,
     HealthChange,
+    LMUsage,
     PoolHealth,
     PoolStats,
     Remove,
     Skip,
+    UsageStats,
     WorkerInfo,
 )
 from dspool.worker.bridge.options import make_parser
@@ -489,7 +491,7 @@ def api() -> str:
             parts += [_signature(cls, name, member), _prose(_callable(member).__doc__)]
     parts += ["## check_environment\n", _function(dspool.check_environment), _prose(dspool.check_environment.__doc__)]
     parts.append("## Structs\n\nFrozen; what a method returned doesn't change afterwards.\n")
-    snapshots = (WorkerInfo, PoolStats, PoolHealth, HealthChange, AnswerFigures, ExitReport)
+    snapshots = (WorkerInfo, PoolStats, UsageStats, LMUsage, PoolHealth, HealthChange, AnswerFigures, ExitReport)
     for struct in (*snapshots, EnvironmentReport, Check, CheckoutRequest, Remove, Skip):
         fields = [f"{name}: {kind}" for name, kind in struct.__annotations__.items()]
         parts += [f"### {struct.__name__}\n", _prose(struct.__doc__), "```python", *fields, "```\n"]

@@ -378,7 +378,9 @@ class PoolFront:
     def _stats(self) -> PoolStats:
         stats = self._seen().stats()
         assert self._control is not None
-        return msgspec.structs.replace(stats, events_dropped=self._control.events.dropped)
+        return msgspec.structs.replace(
+            stats, events_dropped=self._control.events.dropped, usage=self._control.driver.usage.stats()
+        )
 
     def _health(self) -> PoolHealth:
         return self._seen().health()
