@@ -1,11 +1,7 @@
-"""Which LMs are known to lack a key, and the tables behind that against DSPy's and LiteLLM's own."""
+"""Which LMs are known to lack a key, and the tables behind that against DSPy's own."""
 
 from __future__ import annotations
 
-import http.server
-import os
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -58,22 +54,6 @@ def test_a_server_of_ones_own_may_need_no_key_but_openais_clients_want_one(name:
     assert missing_key(lm_spec({"model": "mistral/m", **settings}), {}) is None
     assert missing_key(lm_spec({"model": "openai/m", **settings}), {}) is not None
     assert missing_key(lm_spec({"model": "openai/m", "api_key": "none", **settings}), {}) is None
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # LiteLLM has some of its own
-@pytest.mark.parametrize("engine", ["lm15", "litellm"])
-def test_neither_client_asks_a_server_that_speaks_openais_protocol_without_a_key(
-    listener: str, monkeypatch: pytest.MonkeyPatch, engine: str
-) -> None:
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")
-    dspy = pytest.importorskip("dspy")
-    for name in [name for name in os.environ if name.endswith(("_KEY", "_TOKEN"))]:
-        monkeypatch.delenv(name)
-    heard.clear()
-    with pytest.raises(Exception, match=r"(?i)api_key"):
-        dspy.LM("openai/m", engine=engine, api_base=listener, cache=False, num_retries=0)("why?")
-    assert not heard
 
 
 @pytest.mark.parametrize("name", ["api_key", "api_base"])
@@ -134,7 +114,7 @@ def test_a_long_model_is_cut_and_no_value_is_shown() -> None:
     assert KEY not in text
 
 
-# The tables against those who read the variables.
+# The tables against DSPy's own; what the clients really send is in tests/integration/test_lm_clients.py.
 
 
 @pytest.mark.slow
@@ -160,61 +140,3 @@ def test_the_models_that_need_no_provider_are_dspys() -> None:
     assert theirs
     assert {word: provider_of(f"{word}-1") for word in theirs} == {word: provider_of(word) for word in theirs} == theirs
     assert provider_of("o1secret") == provider_of("some-model") == ""
-
-
-class Listener(http.server.BaseHTTPRequestHandler):
-    """Notes all that it is sent, and refuses it."""
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("content-length", 0)))
-        heard.append(str(self.headers) + self.path)
-        self.send_response(400)
-        self.send_header("content-length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, *_: Any) -> None: ...
-
-
-heard: list[str] = []
-
-
-@pytest.fixture(scope="module")
-def listener() -> Iterator[str]:
-    """A server's address."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
-        thread.join()
-
-
-CASES = [
-    (provider, variable) for table in (LITELLM, LITELLM_ALSO) for provider in table for variable in table[provider]
-]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # LiteLLM has some of its own
-@pytest.mark.parametrize(("provider", "variable"), CASES)
-def test_litellm_takes_its_key_from_the_variable(
-    listener: str, monkeypatch: pytest.MonkeyPatch, provider: str, variable: str
-) -> None:
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")
-    litellm = pytest.importorskip("litellm")
-    for name in [name for name in os.environ if name.endswith(("_KEY", "_TOKEN"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv(variable, KEY)
-    heard.clear()
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever LiteLLM makes of the answer
-        litellm.completion(
-            model=f"{provider}/some-model",
-            messages=[{"role": "user", "content": "why?"}],
-            api_base=listener,
-            num_retries=0,
-            max_retries=0,
-            timeout=10,
-        )
-    assert heard, caught.value
-    assert KEY in heard[0]
