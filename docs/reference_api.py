@@ -16,10 +16,12 @@ from dspool.types import (
     EnvironmentReport,
     ExitReport,
     HealthChange,
+    LMUsage,
     PoolHealth,
     PoolStats,
     Remove,
     Skip,
+    UsageStats,
     WorkerInfo,
 )
 
@@ -41,7 +43,7 @@ def api() -> str:
             parts += [_signature(cls, name, member), prose(_callable(member).__doc__)]
     parts += ["## check_environment\n", _function(dspool.check_environment), prose(dspool.check_environment.__doc__)]
     parts.append("## Structs\n\nFrozen; what a method returned doesn't change afterwards.\n")
-    snapshots = (WorkerInfo, PoolStats, PoolHealth, HealthChange, AnswerFigures, ExitReport)
+    snapshots = (WorkerInfo, PoolStats, UsageStats, LMUsage, PoolHealth, HealthChange, AnswerFigures, ExitReport)
     for struct in (*snapshots, EnvironmentReport, Check, CheckoutRequest, Remove, Skip):
         fields = [f"{name}: {kind}" for name, kind in struct.__annotations__.items()]
         parts += [f"### {struct.__name__}\n", prose(struct.__doc__), "```python", *fields, "```\n"]

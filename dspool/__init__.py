@@ -53,10 +53,12 @@ if TYPE_CHECKING:
         ExitReport as ExitReport,
         HealthChange as HealthChange,
         Keep as Keep,
+        LMUsage as LMUsage,
         PoolHealth as PoolHealth,
         PoolStats as PoolStats,
         Remove as Remove,
         Skip as Skip,
+        UsageStats as UsageStats,
         Verdict as Verdict,
         WorkerInfo as WorkerInfo,
     )
@@ -90,8 +92,8 @@ _NAMES = {
         AsyncLease Lease
     """,
     "dspool.types": """
-        KEEP AnswerFigures Check CheckoutRequest EnvironmentReport ExitReport HealthChange Keep PoolHealth PoolStats
-        Remove Skip Verdict WorkerInfo
+        KEEP AnswerFigures Check CheckoutRequest EnvironmentReport ExitReport HealthChange Keep LMUsage PoolHealth
+        PoolStats Remove Skip UsageStats Verdict WorkerInfo
     """,
 }
 _HOME_OF = {name: home for home, names in _NAMES.items() for name in names.split()}

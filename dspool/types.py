@@ -124,6 +124,40 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How long that answer took."""
 
 
+class LMUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What calls used of LMs."""
+
+    calls: int = 0
+    """Calls of the pool whose response said that they used tokens; failed ones too."""
+    requests: int = 0
+    """Answers of the provider to those calls. Answers from DSPy's cache use nothing."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt's tokens, those that the provider had in a cache of its own, where it says so."""
+    cost_usd: float | None = None
+    """What the requests whose price DSPy knows cost together, in US dollars; None: it knows none of them."""
+    unpriced: int = 0
+    """Requests whose price is not known: they are missing from `cost_usd`."""
+
+
+class UsageStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What calls used of LMs since open(). Each table adds up to the total, sessions to that of calls with one."""
+
+    total: LMUsage = LMUsage()
+    by_model: dict[str, LMUsage] = {}
+    """A call that asked several models counts in the row of each."""
+    by_program: dict[str, LMUsage] = {}
+    """By registered name; of a program without one, by what error texts call it."""
+    by_session: dict[str, LMUsage] = {}
+    """At most `max_sessions` rows."""
+    other_models: LMUsage = LMUsage()
+    """Rows that made room for others, added up: 256 models and 1,024 programs are kept, those used last."""
+    other_programs: LMUsage = LMUsage()
+    other_sessions: LMUsage = LMUsage()
+
+
 class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     """Counters since open() and gauges of now. Counters never go down."""
 
@@ -190,6 +224,8 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     """Why another start method is used than the one asked for; empty where it is the same."""
     events_dropped: int = 0
     """Events that the on_event hook was not told of, because it was too slow."""
+    usage: UsageStats = UsageStats()
+    """Tokens and their price."""
 
 
 class HealthChange(msgspec.Struct, frozen=True, kw_only=True):

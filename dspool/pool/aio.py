@@ -310,6 +310,10 @@ class AsyncPool(PoolFront):
             self._discard(candidate)
             raise
 
+    async def set_session_lm(self, session: str, lm: Any) -> None:
+        """As Pool.set_session_lm()."""
+        self._set_session_lm(session, lm)
+
     async def list_programs(self) -> list[str]:
         """As Pool.list_programs()."""
         return self._opened.programs.names()

@@ -413,6 +413,21 @@ class Pool(PoolFront):
                         lease.close()
                     raise
 
+    def set_session_lm(self, session: str, lm: Any) -> None:
+        """Say which LM a session's calls go to, before a program's own and the pool's; a call's own goes before it.
+
+        Calls that are under way keep theirs. Forgotten with the session: `session_ttl_s` after its last call, counted
+        from here where there was none, or when more than `max_sessions` have come since.
+
+        Args:
+            session: the key that calls give as `session=`. It need not have been used yet.
+            lm: "provider/model", a dict of dspy.LM's arguments, or an LM object; None: undo it.
+
+        Raises:
+            OptionsError: the LM can't be used, or the session is no string. What was said before still holds.
+        """
+        self._set_session_lm(session, lm)
+
     # --- programs -------------------------------------------------------------------------------------------------
 
     def create_program(

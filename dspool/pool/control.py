@@ -27,6 +27,7 @@ from dspool.pool.lease import settle
 from dspool.pool.lm_keys import LMKeys
 from dspool.pool.lm_specs import adapter_spec, lm_spec
 from dspool.pool.programs import ProgramStore
+from dspool.pool.session_lms import SessionLMs
 from dspool.pool.starts import asked_of, boot_config, make_cache_folders, make_launcher
 from dspool.pool.steps import Steps
 from dspool.protocol.codec import MSGPACK
@@ -65,6 +66,8 @@ class ControlPlane:
         self.lm_keys = LMKeys(options, self.events.publish, secrets)
         self.programs = ProgramStore(options, self.lm_keys.look)
         self.lm: LMSpec | None = lm_spec(options.lm) if options.lm is not None else None
+        sessions = self.driver.core.sessions
+        self.session_lms = SessionLMs(options.session_ttl_s, options.max_sessions, sessions.table.__contains__)
         self._adapter = adapter_spec(options.adapter) if options.adapter is not None else None
         self._warm = [
             NamedProgram(program.program_id, program.spec) for program in map(self.programs.resolve, options.warm)

@@ -38,6 +38,7 @@ from dspool.pool.core.snapshot import pool_health, pool_stats, worker_info
 from dspool.pool.core.states import LeaseState, PoolState
 from dspool.pool.logged_pipe import slot_pipes
 from dspool.pool.slot_pipe import SlotPipe
+from dspool.pool.usage import UsageBook
 from dspool.supervisor.frame_log import FrameLog
 from dspool.types import ExitReason, ExitReport, PoolHealth, PoolStats, WorkerInfo
 
@@ -84,6 +85,8 @@ class Driver:
         self.changed: deque[Waker] = deque()
         """Called once after each change of the fleet: a worker became ready or ended, the pool closed."""
         self.frame_log: FrameLog | None = None
+        self.usage = UsageBook(options.max_sessions)
+        """What calls used of LMs; whoever reads a response adds to it."""
         self._wake_control = wake_control
         self._lock = threading.RLock()
         self._stepping = False

@@ -198,6 +198,8 @@ class PoolFront:
         stream: StreamArgs | None = None,
     ) -> bytearray:
         spec = lm_spec(lm) if lm is not None else None
+        if spec is None and session is not None:
+            spec = control.session_lms.of(session)
         if spec is None and (control.lm is None or caller is not None) and "dspy" in modules:
             spec = ambient_spec()
         for each in (spec, None if caller is None else caller.lm):
@@ -302,6 +304,12 @@ class PoolFront:
             runs.add()
         raise program_error(program, info, pool=self.name, worker_id=worker_id)
 
+    def _set_session_lm(self, session: str, lm: Any) -> None:
+        if not isinstance(session, str):
+            raise OptionsError(f"session must be a string; it is a {type(session).__name__}")
+        control = self._opened
+        control.session_lms.set(str.__str__(session), None if lm is None else lm_spec(lm))
+
     # --- programs -------------------------------------------------------------------------------------------------
 
     def _prepare_create(
@@ -378,7 +386,9 @@ class PoolFront:
     def _stats(self) -> PoolStats:
         stats = self._seen().stats()
         assert self._control is not None
-        return msgspec.structs.replace(stats, events_dropped=self._control.events.dropped)
+        return msgspec.structs.replace(
+            stats, events_dropped=self._control.events.dropped, usage=self._control.driver.usage.stats()
+        )
 
     def _health(self) -> PoolHealth:
         return self._seen().health()

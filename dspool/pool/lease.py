@@ -261,6 +261,8 @@ def call(
                     checkin.outcome, checkin.error = "failed", gist(response)
                 driver.step(checkin)
                 closed = True
+                if response.spent:
+                    driver.usage.add(program.label, checkout.session, response.spent)
                 assert lease.worker_id is not None
                 return response, lease.worker_id
         except PoolError as refused:  # which says that nothing was run: this time
@@ -335,6 +337,8 @@ def run_in(
             raise error from (None if isinstance(end, DeadlinePassed) else end)
         over = False
         driver.step(c.RunEnded(lease_id, "ok") if response.success else c.RunEnded(lease_id, "failed", gist(response)))
+        if response.spent:
+            driver.usage.add(program.label, record.session, response.spent)
         return response
     finally:
         if over:

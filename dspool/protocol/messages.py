@@ -32,6 +32,13 @@ MAX_ID = 2**63 - 1
 
 Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
 
+MAX_MODEL_CHARS = 256
+"""Of a model's name in what a call spent."""
+MAX_TOKENS = 2**53
+"""One call's; no count that is read as a float elsewhere loses anything below it."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+
 
 class Request(msgspec.Struct, omit_defaults=True):
     """What a worker is asked. `deadline_ms` is what was left when it was written."""
@@ -70,6 +77,24 @@ class Response(msgspec.Struct, omit_defaults=True):
     usage: dict[str, Any] | None = None
     timestamp: float = 0.0
     records: Records | None = None
+    spent: list[ModelUse] | None = None
+    """What was asked of LMs, for the pool's statistics; also of a call that failed."""
+
+
+class ModelUse(msgspec.Struct, omit_defaults=True):
+    """What one call asked of one model: the requests that used tokens, those tokens, and what is known of their price.
+
+    `requests` were answered by the provider, not by a cache; of so many of them, `priced`, `cost_usd` is the sum.
+    """
+
+    model: Annotated[str, msgspec.Meta(max_length=MAX_MODEL_CHARS)]
+    requests: Count = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    total_tokens: Count = 0
+    cached_tokens: Count = 0
+    priced: Count = 0
+    cost_usd: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class FieldChunk(msgspec.Struct, tag_field="of", tag="field"):
@@ -105,14 +130,16 @@ def _wall_clock() -> float:
     return time.time()  # noqa: TID251  a date for the bridge's clients, which read seconds since the epoch; no duration
 
 
-def answered(request_id: int | None, result: Any, usage: dict[str, Any] | None = None) -> Response:
+def answered(
+    request_id: int | None, result: Any, usage: dict[str, Any] | None = None, spent: list[ModelUse] | None = None
+) -> Response:
     """A successful response, stamped now."""
-    return Response(request_id, True, result, usage=usage, timestamp=_wall_clock())
+    return Response(request_id, True, result, usage=usage, timestamp=_wall_clock(), spent=spent)
 
 
-def refused(request_id: int | None, info: ErrorInfo) -> Response:
+def refused(request_id: int | None, info: ErrorInfo, spent: list[ModelUse] | None = None) -> Response:
     """A failed response, stamped now; the bare string `error` is the info's message."""
-    return Response(request_id, False, error=info.message, error_info=info, timestamp=_wall_clock())
+    return Response(request_id, False, error=info.message, error_info=info, timestamp=_wall_clock(), spent=spent)
 
 
 def validate_request(body: Any) -> Request:

@@ -19,7 +19,7 @@ from dspy.clients import base_lm
 
 from dspool.errors import EncodeError
 from dspool.protocol import extensions
-from dspool.protocol.messages import Caller, Records, SignatureNote, TraceStep
+from dspool.protocol.messages import Caller, ModelUse, Records, SignatureNote, TraceStep
 from dspool.protocol.modules import modules_in
 from dspool.protocol.values import to_plain
 
@@ -59,8 +59,8 @@ class CallerRun:
 
     def call(
         self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None
-    ) -> tuple[str, Any, dict[str, Any]]:
-        """Run it: the result's key, the result, and the tokens used by model."""
+    ) -> tuple[str, Any, dict[str, Any], list[ModelUse] | None]:
+        """Run it: the result's key, the result, the tokens used by model, and what the pool's statistics are told."""
         caller, runtime = self._caller, self._program.runtime
         positional, named = ((), inputs) if caller.arguments is None else cloudpickle.loads(caller.arguments)
         if caller.lm is not None:
@@ -78,9 +78,10 @@ class CallerRun:
             finally:
                 if caller.history:
                     self._forget_history(dspy.settings.lm)
+        usage, spent = tracker.get_total_tokens(), tracker.spent()
         if isinstance(value, dspy.Prediction):
-            return "outputs", {name: _faithful(item) for name, item in value.items()}, tracker.get_total_tokens()
-        return "value", _faithful(value), tracker.get_total_tokens()
+            return "outputs", {name: _faithful(item) for name, item in value.items()}, usage, spent
+        return "value", _faithful(value), usage, spent
 
     def _forget_history(self, ambient: Any) -> None:
         base_lm.GLOBAL_HISTORY.clear()

@@ -6,6 +6,7 @@ whole, so that the control thread reads it without a lock.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,22 @@ import msgspec
 
 from dspool.errors import EncodeError
 from dspool.protocol import values
-from dspool.protocol.messages import CreateArgs, ErrorInfo, Event, Request, Response, StreamArgs, answered, refused
+from dspool.protocol.messages import (
+    CreateArgs,
+    ErrorInfo,
+    Event,
+    ModelUse,
+    Request,
+    Response,
+    StreamArgs,
+    answered,
+    refused,
+)
 from dspool.protocol.secrets import Secrets
 from dspool.worker.failures import describe
 from dspool.worker.inputs import InvalidInputs
 from dspool.worker.main_thread import MainThread
-from dspool.worker.programs import Outcome, Program, ProgramTable
+from dspool.worker.programs import SPENT, Outcome, Program, ProgramTable
 from dspool.worker.running import CallCancelled, CallLoop, CallRefused, CancelledCalls, RunningCall
 
 if TYPE_CHECKING:
@@ -91,20 +102,20 @@ class Calls:
             return refused(request.id, ErrorInfo("invalid_args", str(error), details=error.details))
         try:
             if emit is None or not (self._on_loop or args.get("stream") is not None):
-                kind, value, usage = program.call(inputs, lm, deadline)
+                kind, value, usage, spent = program.call(inputs, lm, deadline)
             else:
-                kind, value, usage = self._run(request, program, deadline, emit)
+                kind, value, usage, spent = self._run(request, program, deadline, emit)
         except CallCancelled:
             return refused(request.id, ErrorInfo("cancelled", "the call was cancelled"))
         except CallRefused as error:
-            return refused(request.id, ErrorInfo(error.code, str(error)))
+            return refused(request.id, ErrorInfo(error.code, str(error)), _spent_before(error))
         except BaseException as error:  # SystemExit too: a worker outlives what it runs
-            return refused(request.id, describe(error, "program_error", self._secrets))
+            return refused(request.id, describe(error, "program_error", self._secrets), _spent_before(error))
         try:
             result = {kind: self._to_plain(value, kind)}
-            return answered(request.id, result, None if usage is None else self._to_plain(usage, "usage"))
+            return answered(request.id, result, None if usage is None else self._to_plain(usage, "usage"), spent)
         except EncodeError as error:
-            return refused(request.id, ErrorInfo("encode_error", f"the result can't be sent: {error}"))
+            return refused(request.id, ErrorInfo("encode_error", f"the result can't be sent: {error}"), spent)
 
     def _run(
         self, request: Request, program: Program, deadline: float | None, emit: Callable[[Event], None]
@@ -132,14 +143,17 @@ class Calls:
         if not isinstance(caller, dict) or for_caller is None:
             return refused(request.id, ErrorInfo("invalid_args", "only a DSPy module takes a caller's settings"))
         run: CallerRun = for_caller(caller)
+        spent: list[ModelUse] | None = None
         try:
-            kind, value, usage = run.call(request.args["inputs"], request.args.get("lm"), deadline)
+            kind, value, usage, spent = run.call(request.args["inputs"], request.args.get("lm"), deadline)
             result = {kind: self._to_plain(value, kind)}
-            response = answered(request.id, result, self._to_plain(usage, "usage"))
+            response = answered(request.id, result, self._to_plain(usage, "usage"), spent)
         except EncodeError as error:
-            response = refused(request.id, ErrorInfo("encode_error", f"the result can't be sent: {error}"))
+            info = ErrorInfo("encode_error", f"the result can't be sent: {error}")
+            response = refused(request.id, info, spent or _spent_before(error))
         except BaseException as error:
-            response = refused(request.id, describe(error, "program_error", self._secrets))
+            info = describe(error, "program_error", self._secrets)
+            response = refused(request.id, info, _spent_before(error))
         response.records = run.records()
         return response
 
@@ -154,6 +168,14 @@ class Calls:
         except BaseException as error:
             return refused(request.id, describe(error, "load_error", self._secrets))
         return answered(request.id, {"program_id": args.program_id, "status": "created"})
+
+
+def _spent_before(error: BaseException) -> list[ModelUse] | None:
+    """What a call had spent when this left it. Said once: a program may raise the same exception again."""
+    with contextlib.suppress(Exception):  # whatever its class makes of attributes
+        spent: list[ModelUse] | None = error.__dict__.pop(SPENT, None)
+        return spent
+    return None
 
 
 class Slot:

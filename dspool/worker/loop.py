@@ -118,7 +118,11 @@ class Pipe:
             short = ErrorInfo("result_too_large", f"the result can't be sent: {error}")
         else:
             short = ErrorInfo("encode_error", f"the result {error}"[:_SHORT_MESSAGE])
-        return self.codec.encode(refused(response.id, short), self._decoder.max_frame_bytes)
+        limit = self._decoder.max_frame_bytes
+        try:
+            return self.codec.encode(refused(response.id, short, response.spent), limit)
+        except FrameTooLarge:  # many models with long names
+            return self.codec.encode(refused(response.id, short), limit)
 
 
 def serve(pipe: Pipe, answer: Answer, answered: Callable[[], None] | None = None) -> None:

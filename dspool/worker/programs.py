@@ -26,6 +26,7 @@ from dspool.protocol.messages import (
     DefinedProgram,
     ImportedProgram,
     LMSpec,
+    ModelUse,
     PickledProgram,
     ProgramSpec,
     SignatureProgram,
@@ -41,9 +42,12 @@ if TYPE_CHECKING:
     from dspool.worker.call_loop import Outlet
     from dspool.worker.runtime import Runtime
 
-Outcome = tuple[str, Any, dict[str, Any] | None]
-"""The result's key in the answer, the result, and the tokens used by model. The keys: "outputs" of a Prediction,
-"value" of anything else, "returned" where a streamed generator ended."""
+Outcome = tuple[str, Any, dict[str, Any] | None, list[ModelUse] | None]
+"""The result's key in the answer, the result, the tokens used by model as DSPy reports them, and what the pool's
+statistics are told of them. The keys: "outputs" of a Prediction, "value" of anything else, "returned" where a streamed
+generator ended."""
+SPENT = "_dspool_spent"
+"""The attribute of an exception that left a call's context: what had been spent by then, as an outcome's last part."""
 
 
 class Program(Protocol):
@@ -82,10 +86,10 @@ class CallableProgram:
         """Call it; a coroutine that it returns is run to its end."""
         runtime = self._loader.runtime if lm is not None else self._loader.runtime_if_made
         if runtime is None or (lm is None and not runtime.has_lm):
-            return "value", self._run(inputs), None
+            return "value", self._run(inputs), None, None
         with runtime.call_context(lm, deadline) as tracker:
             value = self._run(inputs)
-        return "value", value, tracker.get_total_tokens() or None
+        return "value", value, tracker.get_total_tokens() or None, tracker.spent()
 
     def call_in(
         self, running: RunningCall, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None
@@ -93,10 +97,10 @@ class CallableProgram:
         """Call it; a coroutine runs on the worker's event loop, and a generator's items are pieces of a stream."""
         runtime = self._loader.runtime if lm is not None else self._loader.runtime_if_made
         if runtime is None:
-            return (*self._run_in(running, inputs), None)
+            return (*self._run_in(running, inputs), None, None)
         with runtime.call_context(lm, deadline, dspool_cancellation=running.cancellation) as tracker:
             kind, value = self._run_in(running, inputs)
-        return kind, value, tracker.get_total_tokens() or None
+        return kind, value, tracker.get_total_tokens() or None, tracker.spent()
 
     def _run_in(self, running: RunningCall, inputs: dict[str, Any]) -> tuple[str, Any]:
         value = self._target(**inputs)

@@ -28,7 +28,6 @@ import msgspec
 from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 from dspy.clients.execution import aexecute, execute, finalize, prepare
 from dspy.utils.callback import with_callbacks
-from dspy.utils.usage_tracker import UsageTracker
 
 from dspool.protocol.messages import BootConfig, Caller, LMSpec
 from dspool.protocol.secrets import Secrets
@@ -39,6 +38,7 @@ from dspool.worker.deadlines import SHORTEST_S, pause_asked, request_timeout, re
 from dspool.worker.inputs import Inputs, of_module
 from dspool.worker.programs import Outcome
 from dspool.worker.running import RunningCall
+from dspool.worker.spending import COSTS, CallTracker, attach, note_cost
 
 MAX_LMS = 64
 """LM objects kept; each holds connections and threads of its client."""
@@ -52,7 +52,7 @@ CANCELLATION = "dspool_cancellation"
 
 _ADAPTERS = {"chat": "ChatAdapter", "json": "JSONAdapter", "xml": "XMLAdapter"}
 
-CallContext = Callable[[], contextlib.AbstractContextManager[UsageTracker]]
+CallContext = Callable[[], contextlib.AbstractContextManager[CallTracker]]
 F = TypeVar("F", bound=Callable[..., Any])
 _observed: Callable[[F], F] = with_callbacks
 
@@ -89,11 +89,11 @@ class DeadlineLM(_LM):
         call = prepare(self, prompt, messages, kwargs)
         deadline = dspy.settings.get(DEADLINE)
         if deadline is None:
-            return finalize(self, call, execute(self, call))
+            return self._finished(call, execute(self, call))
         attempt = 0
         while True:
             try:
-                return finalize(self, call, execute(self._within(call, deadline), call))
+                return self._finished(call, execute(self._within(call, deadline), call))
             except dspy.LMError as error:
                 pause = self._pause_before_retry(attempt, error, deadline)
                 if pause is None:
@@ -107,17 +107,21 @@ class DeadlineLM(_LM):
         call = await asyncio.to_thread(prepare, self, prompt, messages, kwargs, asynchronous=True)
         deadline = dspy.settings.get(DEADLINE)
         if deadline is None:
-            return finalize(self, call, await aexecute(self, call))
+            return self._finished(call, await aexecute(self, call))
         attempt = 0
         while True:
             try:
-                return finalize(self, call, await aexecute(self._within(call, deadline), call))
+                return self._finished(call, await aexecute(self._within(call, deadline), call))
             except dspy.LMError as error:
                 pause = self._pause_before_retry(attempt, error, deadline)
                 if pause is None:
                     raise
             await asyncio.sleep(pause)
             attempt += 1
+
+    def _finished(self, call: Any, result: Any) -> Any:
+        note_cost(self.model, result)
+        return finalize(self, call, result)
 
     def _within(self, call: Any, deadline: float) -> DeadlineLM:
         """A copy for one attempt, with what is left as its timeout where it has none of its own that is shorter."""
@@ -226,10 +230,10 @@ class ModuleProgram:
         return module(*positional, **named)
 
 
-def _outcome(value: Any, tracker: UsageTracker) -> Outcome:
+def _outcome(value: Any, tracker: CallTracker) -> Outcome:
     if not isinstance(value, dspy.Prediction):
-        return "value", value, tracker.get_total_tokens()
-    return "outputs", dict(value.items()), value.get_lm_usage() or tracker.get_total_tokens()
+        return "value", value, tracker.get_total_tokens(), tracker.spent()
+    return "outputs", dict(value.items()), value.get_lm_usage() or tracker.get_total_tokens(), tracker.spent()
 
 
 async def _acall(module: Any, given: dict[str, Any], context: CallContext) -> Outcome:
@@ -298,9 +302,7 @@ class Runtime:
             dspy.configure(lm=lm)
 
     @contextlib.contextmanager
-    def call_context(
-        self, lm: dict[str, Any] | None, deadline: float | None, **settings: Any
-    ) -> Iterator[UsageTracker]:
+    def call_context(self, lm: dict[str, Any] | None, deadline: float | None, **settings: Any) -> Iterator[CallTracker]:
         """One call's settings, and what counts its tokens.
 
         With a tracker of ours, usage is counted whatever the program returns; DSPy by itself warns on each call whose
@@ -311,11 +313,15 @@ class Runtime:
             deadline: the call's, absolute; None: no limit.
             settings: further settings of the caller's.
         """
-        tracker = UsageTracker()
+        tracker = CallTracker()
         chosen = {} if lm is None else {"lm": self.lm_of(lm)}
-        own = {"trace": [], "usage_tracker": tracker, DEADLINE: deadline}
+        own = {"trace": [], "usage_tracker": tracker, DEADLINE: deadline, COSTS: tracker.costs}
         with dspy.context(**{**self._per_call, **chosen, **own, **settings}):
-            yield tracker
+            try:
+                yield tracker
+            except BaseException as error:
+                attach(error, tracker)
+                raise
 
     def setting(self, data: bytes) -> Any:
         """A setting that came by cloudpickle; the same object for the same bytes, so that what it keeps stays."""

@@ -92,7 +92,14 @@ MUST_NOT_IMPORT = {
 MAY_IMPORT_DSPY_LATE = frozenset({"worker", "pool", "daemon", "bench", "testing", "cli"})
 # These are themselves imported only by a worker that has a DSPy program. They may take anyio too, which DSPy imports.
 MAY_IMPORT_DSPY_AT_ONCE = frozenset(
-    f"dspool.worker.{module}" for module in ("runtime", "programs", "callers", "caches", "field_streams")
+    {
+        "dspool.worker.runtime",
+        "dspool.worker.programs",
+        "dspool.worker.callers",
+        "dspool.worker.caches",
+        "dspool.worker.field_streams",
+        "dspool.worker.spending",
+    }
 )
 
 

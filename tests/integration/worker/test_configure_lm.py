@@ -26,7 +26,7 @@ def lm(stub, name, **more):
     return lm_spec(stub.settings(model=f"openai/{name}", api_key=f"key-of-{name}", **more))
 
 def answer(program, question="why?", lm=None):
-    kind, value, usage = program.call({"question": question}, lm, None)
+    kind, value, usage, spent = program.call({"question": question}, lm, None)
     return value if kind == "value" else value["answer"]
 """
 

@@ -35,7 +35,7 @@ class Plain:
     def call(self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None) -> Outcome:
         if isinstance(self._value, BaseException):
             raise self._value
-        return "value", self._value, None
+        return "value", self._value, None, None
 
     def call_in(self, running: object, *args: Any) -> Outcome:
         return self.call(*args)
