@@ -19,7 +19,8 @@ import sys
 from typing import Any
 
 from dspool.errors import EncodeError
-from dspool.pool.lm_specs import culprit, is_lm, lm_spec, pickled
+from dspool.pool.lm_specs import is_lm, lm_spec, pickled
+from dspool.pool.unsendable import unsendable
 from dspool.protocol.messages import Caller, Records, Response, TraceStep
 from dspool.protocol.modules import modules_in
 from dspool.protocol.values import revive
@@ -62,7 +63,7 @@ def split_arguments(
         return {}, pickled((positional, named)), lm
     except Exception as error:
         let_through(error)
-        where = culprit((positional, named) if positional else named, "inputs")
+        where = unsendable((positional, named) if positional else named, "inputs")
         raise EncodeError(f"{label} was not sent: an input can't be pickled, because of {where}") from error
 
 
@@ -101,8 +102,8 @@ def _pickled_setting(name: str, value: Any) -> bytes:
     except Exception as error:
         let_through(error)
         raise EncodeError(
-            f"dspy.settings.{name} can't be sent to a worker, because of {culprit(value, name)}. Leave it out around "
-            f"this call with dspy.context({name}=None), or let the program make it"
+            f"dspy.settings.{name} can't be sent to a worker, because of {unsendable(value, name)}. Leave it out "
+            f"around this call with dspy.context({name}=None), or let the program make it"
         ) from error
 
 

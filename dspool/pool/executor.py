@@ -32,7 +32,8 @@ from dspool.options import PoolOptions, did_you_mean
 from dspool.pool.blocking import Pool
 from dspool.pool.executor_calls import Call, Dispatcher, ExecutorBroken, SubmittedFuture
 from dspool.pool.interrupts import guarded
-from dspool.pool.lm_specs import culprit, pickled
+from dspool.pool.lm_specs import pickled
+from dspool.pool.unsendable import unsendable
 from dspool.protocol.submitted import Entry, run_chunk
 from dspool.signals import let_through
 
@@ -259,7 +260,7 @@ def _pickled_initializer(initializer: Callable[..., object] | None, initargs: tu
         return pickled((initializer, initargs))
     except Exception as error:
         let_through(error)
-        what = culprit((initializer, initargs), "(initializer, initargs)")
+        what = unsendable((initializer, initargs), "(initializer, initargs)")
         raise EncodeError(f"the initializer can't be pickled, because of {what}") from error
 
 

@@ -31,10 +31,11 @@ from dspool.pool.blocking import Pool
 from dspool.pool.core.commands import INFINITY
 from dspool.pool.forms import callable_name
 from dspool.pool.identity import import_path
-from dspool.pool.lm_specs import culprit, pickled
+from dspool.pool.lm_specs import pickled
 from dspool.pool.programs import Program
 from dspool.pool.results import program_error
 from dspool.pool.threads import start_thread
+from dspool.pool.unsendable import MOST_NAMED, unsendable
 from dspool.pool.waits import ThreadWaits, drive_async
 from dspool.protocol.messages import ErrorInfo, ExecuteArgs, Response
 from dspool.protocol.requests import encode_request
@@ -145,23 +146,24 @@ class Call(Generic[T]):
         try:
             return name, _pickled(call)
         except BaseException as error:  # SystemExit too, of an object's own __reduce__
-            what = _culprit(call) if isinstance(error, Exception) else repr(error)
+            what = _faults(call) if isinstance(error, Exception) else repr(error)
             raise EncodeError(f"pool {pool!r}: a call of {name} can't be pickled, because of {what}") from error
 
 
-def _culprit(call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> str:
-    """Which part of a call can't be pickled, and why, in the words of who submitted it."""
+def _faults(call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> str:
+    """Which parts of a call can't be pickled, and why, in the words of who submitted it."""
     function, args, kwargs = call
     parts = [("the function", function)]
     parts += [(f"its argument {number}", each) for number, each in enumerate(args, 1)]
     parts += [(f"its argument {name!r:.60}", each) for name, each in kwargs.items()]
+    faults = []
     for label, part in parts:
         try:
             pickled(part)
         except Exception as error:
             let_through(error)
-            return culprit(part, label)
-    return culprit(call, "all of it")
+            faults.append(unsendable(part, label))
+    return "; ".join(faults[:MOST_NAMED]) or unsendable(call, "all of it")
 
 
 def _pickled(call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> bytes:

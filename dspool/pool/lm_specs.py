@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import difflib
 import functools
-import inspect
 import io
 import sys
 import threading
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -34,8 +33,6 @@ import msgspec
 from dspool.errors import OptionsError
 from dspool.pool.identity import (
     LM_RECORDS,
-    class_parts,
-    import_path,
     importable,
     loaded_dspy,
     parallel_reduced,
@@ -62,7 +59,6 @@ _DEFAULTS: dict[str, Any] = {
 """dspy.LM's own: left out, so that an LM and the bare name of its model are one where they mean the same."""
 _OFFLINE = ("offline", "offline/extractive")
 _UNCOMPARED = LM_RECORDS | {"provider", "_engine_store", "_engine_lock"}
-_SEARCH_DEPTH = 8
 _ARGUMENTS = ("api_key", "api_base", "temperature", "max_tokens", "num_retries", "timeout", "cache")
 """The names that a slip in a dict would most likely have meant."""
 _PLAIN = (type(None), bool, int, float, str)
@@ -290,70 +286,36 @@ def pickled(thing: Any, without_lm: Collection[int] = ()) -> bytes:
         Exception: whatever a part of it raises that can't be pickled.
     """
     buffer = io.BytesIO()
-    registered: list[types.ModuleType] = []
-    # cloudpickle's register of modules that go by value is the process's, so one at a time.
-    with _pickling:
-        try:
-            _Pickler(buffer, without_lm, registered).dump(thing)
-        finally:
-            for module in registered:
-                cloudpickle.unregister_pickle_by_value(module)
+    dump(Pickler(buffer, without_lm), thing)
     return buffer.getvalue()
 
 
-def culprit(thing: Any, label: str) -> str:
-    """Which part of an object can't be pickled, and why: `label`, the way from there to the part, the reason."""
-    error: Exception | None = None
-    for _ in range(_SEARCH_DEPTH):
-        for way, part in _parts(thing):
-            try:
-                pickled(part)
-            except Exception as reason:
-                let_through(reason)
-                label, thing, error = label + way, part, reason
-                break
-        else:
-            break
-    try:
-        pickled(thing)
-    except Exception as reason:
-        let_through(reason)
-        error = reason
-    return f"{label}: {type(error).__name__}: {error!s:.300}"
+def dump(pickler: Pickler, thing: Any) -> None:
+    """Have a pickler write an object."""
+    with _pickling:  # cloudpickle's register of modules that go by value is the process's, so one at a time
+        try:
+            pickler.dump(thing)
+        finally:
+            for module in pickler.registered:
+                cloudpickle.unregister_pickle_by_value(module)
 
 
-def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
-    """What an object consists of, each with the way to it. Only what may be tried one by one."""
-    if isinstance(thing, dict):
-        yield from ((f"[{key!r:.60}]", part) for key, part in thing.items())
-    elif isinstance(thing, list | tuple | set | frozenset):
-        yield from ((f"[{number}]", part) for number, part in enumerate(thing))
-    elif isinstance(thing, types.MethodType):
-        yield from ((".__self__", thing.__self__), (".__func__", thing.__func__))
-    elif isinstance(thing, functools.partial):
-        yield from ((".func", thing.func), (".args", thing.args), (".keywords", thing.keywords))
-    elif isinstance(thing, types.FunctionType):
-        if import_path(thing) is None:
-            variables = inspect.getclosurevars(thing)
-            yield from ((f", its variable {name!r}", part) for name, part in variables.nonlocals.items())
-            yield from ((f", its global {name!r}", part) for name, part in variables.globals.items())
-            yield from ((f", its default {part!r:.60}", part) for part in thing.__defaults__ or ())
-    elif not isinstance(thing, type):
-        yield from (
-            (f".{name}", part) for name, part in getattr(thing, "__dict__", {}).items() if name not in LM_RECORDS
-        )
-        yield ".__class__", type(thing)
-    elif import_path(thing) is None:
-        yield from ((f".{name}", part) for name, part in class_parts(thing))
+class Pickler(cloudpickle.Pickler):
+    """What pickled() says of LMs and of modules that a worker can't import. To be used by dump().
 
+    Args:
+        file: where to.
+        without_lm: ids of predictors whose LM is left out.
+    """
 
-class _Pickler(cloudpickle.Pickler):
-    def __init__(self, file: io.BytesIO, without_lm: Collection[int], registered: list[types.ModuleType]) -> None:
+    def __init__(self, file: Any, without_lm: Collection[int] = ()) -> None:
         super().__init__(file)
         self._without_lm = without_lm
-        self._registered = registered
+        self.registered: list[types.ModuleType] = []
+        """Modules that go by value for the time of one pickle."""
 
-    def reducer_override(self, thing: Any) -> Any:  # called for every object that isn't plain data
+    def reducer_override(self, thing: Any) -> Any:
+        """How an object that isn't plain data is reduced."""
         if isinstance(thing, type | types.FunctionType | types.ModuleType):
             self._send_by_value(thing if isinstance(thing, types.ModuleType) else sys.modules.get(thing.__module__))
         elif (reduced := parallel_reduced(thing)) is not None:
@@ -378,7 +340,7 @@ class _Pickler(cloudpickle.Pickler):
             and name not in cloudpickle.list_registry_pickle_by_value()
         ):
             cloudpickle.register_pickle_by_value(module)
-            self._registered.append(module)
+            self.registered.append(module)
 
 
 def _without_bystanders(reduced: Any) -> Any:

@@ -38,19 +38,14 @@ from dspool.options import PoolOptions
 from dspool.pool import defined
 from dspool.pool.forms import callable_name, module_label, output_fields, unreadable
 from dspool.pool.identity import digest, loaded_dspy
-from dspool.pool.lm_specs import culprit, is_lm, lm_spec, pickled, stable_digest
+from dspool.pool.lm_specs import is_lm, lm_spec, pickled, stable_digest
 from dspool.pool.names import Candidate, Names, Registered
 from dspool.pool.program import Program as Program
+from dspool.pool.unsendable import WHAT_TO_DO, unsendable
 from dspool.pool.watch import Watch
 from dspool.protocol.definitions import IMPORT_PATH, DefinitionError
 from dspool.protocol.frames import HEADER_BYTES, MAX_LENGTH
-from dspool.protocol.messages import (
-    CreateArgs,
-    ImportedProgram,
-    LMSpec,
-    PickledProgram,
-    SignatureProgram,
-)
+from dspool.protocol.messages import CreateArgs, ImportedProgram, LMSpec, PickledProgram, SignatureProgram
 from dspool.protocol.modules import modules_in
 from dspool.protocol.requests import encode_request
 from dspool.signals import let_through
@@ -328,10 +323,8 @@ class ProgramStore:
             data = pickled(thing, without_lm)
         except Exception as error:
             let_through(error)
-            raise EncodeError(
-                f"pool {self._pool!r}: a program can't be pickled, because of {culprit(thing, label)}. Let "
-                f"it be made in the worker, or pass the program by its import path"
-            ) from error
+            faults = unsendable(thing, "self" if isinstance(thing, loaded_dspy("Module")) else label, without_lm)
+            self._refuse(f"the program {label} can't be pickled, because of {faults}. {WHAT_TO_DO}", error)
         return PickledProgram(data, label, lms)
 
     def _kept(self, program: Program) -> Program:
@@ -387,8 +380,8 @@ class ProgramStore:
         while len(self._objects) > 4 * MAX_PROGRAMS:
             self._objects.pop(next(iter(self._objects)), None)
 
-    def _refuse(self, reason: str) -> NoReturn:
-        raise EncodeError(f"pool {self._pool!r}: {reason}")
+    def _refuse(self, reason: str, cause: Exception | None = None) -> NoReturn:
+        raise EncodeError(f"pool {self._pool!r}: {reason}") from cause
 
     def _not_found(self, text: str) -> NoReturn:
         names = ", ".join(map(repr, itertools.islice(self._names, 10))) or "none"

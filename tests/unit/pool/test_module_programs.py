@@ -4,6 +4,7 @@ import enum
 import functools
 import gc
 import threading
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -150,9 +151,33 @@ def test_a_module_with_a_part_that_cannot_be_pickled_names_it(store: ProgramStor
     module = dspy.ReAct("question -> answer", tools=[shout])
     module.tools["shout"].func = functools.partial(print, threading.Lock())
     with pytest.raises(
-        EncodeError, match=r"\.tools\['shout'\]\.func\.args\[0\]: TypeError: cannot pickle '_thread.lock'"
+        EncodeError, match=r"\.tools\['shout'\]\.func\.args\[0\]: a _thread.lock \(cannot pickle '_thread.lock'"
     ):
         store.resolve(module)
+
+
+@needs_dspy
+def test_a_module_names_every_member_that_cannot_be_pickled(store: ProgramStore, dspy: Any) -> None:
+    class Finder(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer", lm=dspy.LM("openai/m", api_key=KEY))
+            self.ask.callbacks = self.callbacks = [threading.Lock()]  # not sent
+            self.history = [threading.Lock()]  # neither
+            self.locks = {"db": threading.Lock()}
+            self.inner = dspy.ChainOfThought("question -> answer")
+            self.inner.predict.guard = threading.RLock()
+            self.inner.plain = types.SimpleNamespace(outer=self)
+
+    with pytest.raises(EncodeError) as caught:
+        store.resolve(Finder())
+    assert str(caught.value) == (
+        "pool 'unit': the program Finder can't be pickled, because of "
+        "self.locks['db']: a _thread.lock (cannot pickle '_thread.lock' object); "
+        "self.inner.predict.guard: a _thread.RLock (cannot pickle '_thread.RLock' object). "
+        "Make such things where they are used, at the first call, or leave them out in __getstate__; or pass the "
+        'program by its import path, "package.module:attribute": each worker then makes its own'
+    )
 
 
 @needs_dspy
