@@ -263,7 +263,10 @@ class AsyncPool(PoolFront):
         return AsyncStream(self, driver, resolved, steps)
 
     def wrap(self, program: Any, **as_run: Any) -> Any:
-        """As Pool.wrap(), for `await module.acall(...)` in this pool's loop; calling the module is a PoolError."""
+        """As Pool.wrap(), for `await module.acall(...)` and dspy.streamify in this pool's loop.
+
+        Calling the module anywhere else is a PoolError. Cancelling the task that awaits it is cancelling run().
+        """
         from dspool.pool.wrapped import Way, wrap
 
         return wrap(self, program, as_run, Way(None, lambda _, steps: self._drive(steps)))

@@ -339,7 +339,7 @@ class Pool(PoolFront):
 
         The wrapper shares the program's attributes: what is done to one is done to both, and copies are independent.
         Calls go by the caller's DSPy settings as they would in this process: lm, adapter, track_usage, trace, history.
-        The pool's LM and adapter fill in where the caller has none.
+        The pool's LM and adapter fill in where the caller has none. Inside of dspy.streamify it is streamed.
 
         Args:
             program: a dspy.Module; or a signature, for dspy.Predict over it.

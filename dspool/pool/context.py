@@ -2,7 +2,8 @@
 
     taken along     lm, adapter, rm, interpreter_factory, the plain settings, and settings of the user's own
     brought back    the trace, the usage and the histories that the caller's settings ask for
-    stays           callbacks (they see the wrapper's call), stream listeners
+    goes along      what a stream of the caller's listens to (relay.py)
+    stays           callbacks: they see the wrapper's call
 
 Rules:
     1. A call runs by its caller's settings as it would in their process; the pool's own fill in what the caller has not
@@ -21,7 +22,7 @@ from typing import Any
 from dspool.errors import EncodeError
 from dspool.pool.lm_specs import is_lm, lm_spec, pickled
 from dspool.pool.unsendable import unsendable
-from dspool.protocol.messages import Caller, Records, Response, TraceStep
+from dspool.protocol.messages import Caller, Records, Relay, Response, TraceStep
 from dspool.protocol.modules import modules_in
 from dspool.protocol.values import revive
 from dspool.signals import let_through
@@ -67,15 +68,20 @@ def split_arguments(
         raise EncodeError(f"{label} was not sent: an input can't be pickled, because of {where}") from error
 
 
-def caller_of(arguments: bytes | None, lm: Any) -> Caller:
+def caller_of(arguments: bytes | None, lm: Any, relay: Relay | None = None) -> Caller:
     """The caller's settings, now, and what they ask to be brought back.
+
+    Args:
+        arguments: the call's, where they are no plain inputs.
+        lm: the LM that was passed as lm=, or None.
+        relay: what of it goes into the caller's stream.
 
     Raises:
         EncodeError: a setting can't be sent; the text names it.
         OptionsError: the LM can't be sent.
     """
     settings = sys.modules["dspy"].settings
-    caller = Caller(arguments, None if lm is None else lm_spec(lm))
+    caller = Caller(arguments, None if lm is None else lm_spec(lm), relay=relay)
     defaults = _defaults()
     for name, value in settings.copy().items():
         if name in _STAY or name.startswith("_") or value is None:

@@ -160,7 +160,7 @@ class PoolFront:
             next(driver.ids), now, deadline, resolved.program_id, session, affinity, on_session_lost, priority, require
         )
         checkout.size_bytes = len(frame)
-        if stream is None:
+        if stream is None and (caller is None or caller.relay is None):
             return driver, resolved, path.call(driver, checkout, resolved, frame, deadline, idempotent=idempotent)
         checkout.cancellable = True
         checkout.hold_s = deadline - now + self.options.cancel_grace_s  # where the caller doesn't come for a piece

@@ -23,7 +23,7 @@ from dspool.pool.interrupts import guarded
 from dspool.pool.polling import drive
 from dspool.pool.programs import Program
 from dspool.pool.steps import Steps, until_piece
-from dspool.protocol.messages import Event, FieldChunk, ItemChunk, Response, StreamArgs
+from dspool.protocol.messages import Event, FieldChunk, ItemChunk, LMChunk, Response, StreamArgs
 from dspool.signals import let_through
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class _Pieces:
     def _piece(self, event: Event | None, end: tuple[Response, int] | None) -> Any:
         """What the caller gets; _NOTHING where the stream is over without a value."""
         if event is not None:
-            return _piece_of(event)
+            return piece_of(event)
         self._over = True
         assert end is not None
         response, worker_id = end
@@ -109,10 +109,13 @@ class _Pieces:
             self._end()
 
 
-def _piece_of(event: Event) -> Any:
+def piece_of(event: Event) -> Any:
+    """A piece as its caller gets it."""
     data = event.data
     if isinstance(data, ItemChunk):
         return data.value
+    if isinstance(data, LMChunk):  # nobody asked for
+        return data.data
     from dspy.streaming import StatusMessage, StreamResponse
 
     if isinstance(data, FieldChunk):

@@ -27,6 +27,7 @@ from functools import partial
 from types import MethodType
 from typing import Any
 
+import anyio.from_thread
 import anyio.to_thread
 import msgspec
 
@@ -35,6 +36,7 @@ from dspool.pool.context import bring_back, caller_of, finished, split_arguments
 from dspool.pool.driver import Driver
 from dspool.pool.front import RUN_ARGUMENTS, PoolFront, Prepared, unknown_argument
 from dspool.pool.kindred_errors import as_kindred
+from dspool.pool.relay import Listening, beside_stream, listening, relayed
 from dspool.pool.steps import Steps
 from dspool.pool.waits import ThreadWaits, drive_async
 from dspool.protocol.messages import Response
@@ -45,10 +47,10 @@ _classes: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary(
 
 
 class Way(msgspec.Struct, frozen=True):
-    """How a pool's calls are driven; None: not that way."""
+    """How a pool's calls are driven; `blocking` None: only awaited."""
 
-    blocking: Callable[[Driver, Steps[Driven]], Driven] | None
-    awaited: Callable[[Driver, Steps[Driven]], Awaitable[Driven]] | None
+    blocking: Callable[[Driver, Steps[Any]], Any] | None
+    awaited: Callable[[Driver, Steps[Any]], Awaitable[Any]]
 
 
 class _Link(msgspec.Struct):
@@ -141,10 +143,7 @@ class Pooled:
         if link.forward is not None:
             value = link.forward(*args, **kwargs)
             return await value if inspect.isawaitable(value) else value
-        assert link.way.awaited is not None
-        (driver, resolved, steps), lm = _prepared(self, args, kwargs)
-        response, worker_id = await link.way.awaited(driver, steps)
-        return _finish(self, resolved, response, worker_id, lm)
+        return await _awaited(self, args, kwargs, listening(self))
 
     # --- copies ---------------------------------------------------------------------------------------------------
 
@@ -176,6 +175,8 @@ class Pooled:
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Run the program on the pool."""
     way = self._dspool.way
+    if (to := listening(self)) is not None and beside_stream():
+        return anyio.from_thread.run(_awaited, self, args, kwargs, to)
     if way.blocking is None:
         raise PoolError(
             f"async pool {self._dspool.pool.name!r} runs in tasks of its event loop: use `await module.acall(...)`, or "
@@ -186,11 +187,21 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     return _finish(self, resolved, response, worker_id, lm)
 
 
-def _prepared(wrapper: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Prepared, Any]:
+async def _awaited(wrapper: Any, args: tuple[Any, ...], kwargs: dict[str, Any], to: Listening | None) -> Any:
+    """The same in a task; its pieces go into the caller's stream, if there is one."""
+    (driver, resolved, steps), lm = _prepared(wrapper, args, kwargs, to)
+    awaited = partial(wrapper._dspool.way.awaited, driver)
+    response, worker_id = await (awaited(steps) if to is None else relayed(steps, awaited, to))
+    return _finish(wrapper, resolved, response, worker_id, lm)
+
+
+def _prepared(
+    wrapper: Any, args: tuple[Any, ...], kwargs: dict[str, Any], to: Listening | None = None
+) -> tuple[Prepared, Any]:
     link = wrapper._dspool
     label = f"pool {link.pool.name!r}: {type(wrapper).__qualname__}"
     inputs, arguments, lm = split_arguments(args, kwargs, label)
-    caller = caller_of(arguments, lm)
+    caller = caller_of(arguments, lm, None if to is None else to.relay)
     return link.pool._prepare_row(link.plain, inputs, link.as_run, caller), lm
 
 

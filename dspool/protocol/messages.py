@@ -112,6 +112,13 @@ class ItemChunk(msgspec.Struct, tag_field="of", tag="item"):
     value: Any
 
 
+class LMChunk(msgspec.Struct, tag_field="of", tag="lm"):
+    """A chunk of an LM's answer as DSPy's listeners take it; `predictor`: whose request it was, by its place."""
+
+    data: dict[str, Any]
+    predictor: int | None = None
+
+
 class Status(msgspec.Struct, tag_field="of", tag="status"):
     """A status message."""
 
@@ -123,7 +130,7 @@ class Event(msgspec.Struct):
 
     id: Id
     event: Literal["chunk", "status"]
-    data: FieldChunk | ItemChunk | Status
+    data: FieldChunk | ItemChunk | LMChunk | Status
 
 
 def _wall_clock() -> float:
@@ -280,11 +287,23 @@ class StreamArgs(msgspec.Struct, omit_defaults=True, frozen=True):
     provider as bytes. Any, since msgspec reads no such union."""
 
 
+class Relay(msgspec.Struct, omit_defaults=True):
+    """What goes into the caller's DSPy stream while a wrapped module's call runs, as events before its response.
+
+    `predictors`: the places of those whose LM is listened to; None: of all. `status`: DSPy's status callbacks, by
+    cloudpickle.
+    """
+
+    predictors: list[int] | None = None
+    status: list[bytes] = []
+
+
 class Caller(msgspec.Struct, omit_defaults=True):
     """What of the caller's DSPy settings a wrapped module's call runs with, and what is to be brought back of it.
 
     `arguments`: (positional, keyword) by cloudpickle, in place of the inputs. `lm`: the call's own lm= argument.
-    `objects`: settings that are objects, by cloudpickle; `settings`: those that are plain.
+    `objects`: settings that are objects, by cloudpickle; `settings`: those that are plain. `relay`: None where the
+    caller has no stream.
     """
 
     arguments: bytes | None = None
@@ -294,6 +313,7 @@ class Caller(msgspec.Struct, omit_defaults=True):
     trace: bool = False
     usage: bool = False
     history: bool = False
+    relay: Relay | None = None
 
 
 class SignatureNote(msgspec.Struct, omit_defaults=True):

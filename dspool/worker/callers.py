@@ -11,6 +11,9 @@ Imported with runtime.py, by which DSPy is loaded.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -19,9 +22,13 @@ from dspy.clients import base_lm
 
 from dspool.errors import EncodeError
 from dspool.protocol import extensions
-from dspool.protocol.messages import Caller, ModelUse, Records, SignatureNote, TraceStep
+from dspool.protocol.messages import Caller, Records, SignatureNote, TraceStep
 from dspool.protocol.modules import modules_in
 from dspool.protocol.values import to_plain
+from dspool.worker.call_loop import Outlet
+from dspool.worker.programs import Outcome
+from dspool.worker.running import CallRefused, RunningCall
+from dspool.worker.spending import CallTracker, attach
 
 if TYPE_CHECKING:
     from dspool.worker.runtime import ModuleProgram
@@ -57,31 +64,85 @@ class CallerRun:
         self._modules: list[Any] = []
         self._value: Any = None
 
-    def call(
-        self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None
-    ) -> tuple[str, Any, dict[str, Any], list[ModelUse] | None]:
+    def call(self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None) -> Outcome:
         """Run it: the result's key, the result, the tokens used by model, and what the pool's statistics are told."""
-        caller, runtime = self._caller, self._program.runtime
+        module, positional, named = self._made_ready(inputs, lm)
+        with self._context(lm, deadline) as tracker:
+            value = self._program.run(module, positional, named)
+        return self._outcome(value, tracker)
+
+    def call_in(
+        self, running: RunningCall, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None
+    ) -> Outcome:
+        """The same on the worker's event loop where the module is async of its own, or there is a stream to send to.
+
+        A module that is not async runs on a thread, and can't be ended there but at its next piece or request.
+        """
+        module, positional, named = self._made_ready(inputs, lm)
+        relay, is_async = self._caller.relay, self._program.is_async
+        context = functools.partial(self._context, lm, deadline, dspool_cancellation=running.cancellation)
+        if relay is None and not is_async:
+            with context() as tracker:
+                value = self._program.run(module, positional, named)
+            return self._outcome(value, tracker)
+
+        from dspool.worker.field_streams import on_thread
+        from dspool.worker.relays import relay_settings
+
+        setting = self._program.runtime.setting
+
+        async def work(outlet: Outlet) -> Outcome:
+            with context() as tracker, contextlib.ExitStack() as streamed:
+                if relay is not None:
+                    status = [setting(data) for data in relay.status]
+                    streamed.enter_context(dspy.context(**relay_settings(module, relay, status, outlet)))
+                if is_async:
+                    value = await module.acall(*positional, **named)
+                else:
+                    value = await on_thread(lambda: module(*positional, **named))
+            return self._outcome(value, tracker)
+
+        return running.run(work)
+
+    def _made_ready(
+        self, inputs: dict[str, Any], lm: dict[str, Any] | None
+    ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """The module, and its arguments."""
+        caller = self._caller
         positional, named = ((), inputs) if caller.arguments is None else cloudpickle.loads(caller.arguments)
         if caller.lm is not None:
-            named = {**named, "lm": runtime.lm(caller.lm)}
+            named = {**named, "lm": self._program.runtime.lm(caller.lm)}
         module = self._program.module_for(lm)
         self._modules = modules_in(module) if caller.trace or caller.history else []
-        settings = {name: runtime.setting(data) for name, data in caller.objects.items()}
+        return module, positional, named
+
+    @contextlib.contextmanager
+    def _context(self, lm: dict[str, Any] | None, deadline: float | None, **settings: Any) -> Iterator[CallTracker]:
+        """The call's context with the caller's settings in it."""
+        caller, runtime = self._caller, self._program.runtime
+        settings |= {name: runtime.setting(data) for name, data in caller.objects.items()}
         if caller.history:
             settings |= {"disable_history": False, "caller_modules": [self._collector]}
         settings |= caller.settings | {"trace": self._trace}
         with runtime.call_context(lm, deadline, **settings) as tracker:
             self._usage = tracker.usage_data
             try:
-                self._value = value = self._program.run(module, positional, named)
+                yield tracker
             finally:
                 if caller.history:
                     self._forget_history(dspy.settings.lm)
+
+    def _outcome(self, value: Any, tracker: CallTracker) -> Outcome:
+        self._value = value
         usage, spent = tracker.get_total_tokens(), tracker.spent()
-        if isinstance(value, dspy.Prediction):
-            return "outputs", {name: _faithful(item) for name, item in value.items()}, usage, spent
-        return "value", _faithful(value), usage, spent
+        try:
+            if isinstance(value, dspy.Prediction):
+                return "outputs", {name: _faithful(item) for name, item in value.items()}, usage, spent
+            return "value", _faithful(value), usage, spent
+        except EncodeError as error:
+            refusal = CallRefused("encode_error", f"the result can't be sent: {error}")
+            attach(refusal, tracker)
+            raise refusal from error
 
     def _forget_history(self, ambient: Any) -> None:
         base_lm.GLOBAL_HISTORY.clear()

@@ -95,14 +95,42 @@ class Calls:
             return refused(request.id, ErrorInfo("program_missing", f"Program not found: {program_id}"))
         deadline = None if request.deadline_ms is None else received + request.deadline_ms / 1000
         if (caller := args.get("caller")) is not None:
-            return self._execute_for(caller, program, request, deadline)
+            return self._execute_for(caller, program, request, deadline, emit)
         try:
             program.inputs.check(inputs)
         except InvalidInputs as error:
             return refused(request.id, ErrorInfo("invalid_args", str(error), details=error.details))
+        return self._execute(program, request, deadline, emit, streamed=args.get("stream") is not None)
+
+    def _execute_for(
+        self,
+        caller: Any,
+        program: Program,
+        request: Request,
+        deadline: float | None,
+        emit: Callable[[Event], None] | None,
+    ) -> Response:
+        """Run a module under its caller's settings. What is to be brought back is, also of a call that failed."""
+        for_caller = getattr(program, "for_caller", None)
+        if not isinstance(caller, dict) or for_caller is None:
+            return refused(request.id, ErrorInfo("invalid_args", "only a DSPy module takes a caller's settings"))
+        run: CallerRun = for_caller(caller)
+        response = self._execute(run, request, deadline, emit, streamed=caller.get("relay") is not None)
+        response.records = run.records()
+        return response
+
+    def _execute(
+        self,
+        program: Program | CallerRun,
+        request: Request,
+        deadline: float | None,
+        emit: Callable[[Event], None] | None,
+        *,
+        streamed: bool,
+    ) -> Response:
         try:
-            if emit is None or not (self._on_loop or args.get("stream") is not None):
-                kind, value, usage, spent = program.call(inputs, lm, deadline)
+            if emit is None or not (self._on_loop or streamed):
+                kind, value, usage, spent = program.call(request.args["inputs"], request.args.get("lm"), deadline)
             else:
                 kind, value, usage, spent = self._run(request, program, deadline, emit)
         except CallCancelled:
@@ -118,7 +146,7 @@ class Calls:
             return refused(request.id, ErrorInfo("encode_error", f"the result can't be sent: {error}"), spent)
 
     def _run(
-        self, request: Request, program: Program, deadline: float | None, emit: Callable[[Event], None]
+        self, request: Request, program: Program | CallerRun, deadline: float | None, emit: Callable[[Event], None]
     ) -> Outcome:
         """Run a call that is streamed or can be cancelled.
 
@@ -136,26 +164,6 @@ class Calls:
             cancellation.check()
             running = RunningCall(request.id, self._loop, cancellation, emit, stream)
             return program.call_in(running, args["inputs"], args.get("lm"), deadline)
-
-    def _execute_for(self, caller: Any, program: Program, request: Request, deadline: float | None) -> Response:
-        """Run a module under its caller's settings. What is to be brought back is, also of a call that failed."""
-        for_caller = getattr(program, "for_caller", None)
-        if not isinstance(caller, dict) or for_caller is None:
-            return refused(request.id, ErrorInfo("invalid_args", "only a DSPy module takes a caller's settings"))
-        run: CallerRun = for_caller(caller)
-        spent: list[ModelUse] | None = None
-        try:
-            kind, value, usage, spent = run.call(request.args["inputs"], request.args.get("lm"), deadline)
-            result = {kind: self._to_plain(value, kind)}
-            response = answered(request.id, result, self._to_plain(usage, "usage"), spent)
-        except EncodeError as error:
-            info = ErrorInfo("encode_error", f"the result can't be sent: {error}")
-            response = refused(request.id, info, spent or _spent_before(error))
-        except BaseException as error:
-            info = describe(error, "program_error", self._secrets)
-            response = refused(request.id, info, _spent_before(error))
-        response.records = run.records()
-        return response
 
     def create_program(self, request: Request, received: float, emit: object = None) -> Response:
         """Load a program and keep it."""

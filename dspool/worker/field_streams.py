@@ -51,22 +51,23 @@ class FieldStream:
         """The program has ended: give what the listeners still hold."""
         for listener in self.listeners:
             if rest := listener.finalize():
-                await self._outlet.put(_chunk(rest))
+                await self._outlet.put(chunk_of(rest))
 
     def _pieces(self, value: Any) -> Iterator[Piece]:
         if isinstance(value, StatusMessage):
             yield Status(str(value.message))
         elif isinstance(value, StreamResponse):
-            yield _chunk(value)
+            yield chunk_of(value)
         elif hasattr(value, "choices"):  # a chunk of an LM's answer, DSPy's or litellm's
             for listener in self._by_predictor.get(getattr(value, "predict_id", None) or 0, ()):
                 if response := listener.receive(value):
-                    yield _chunk(response)
+                    yield chunk_of(response)
         else:
             yield item_of(value)
 
 
-def _chunk(response: StreamResponse) -> FieldChunk:
+def chunk_of(response: StreamResponse) -> FieldChunk:
+    """A listener's piece as it is sent."""
     text = response.chunk
     if text.__class__ is not str:
         text = "" if text is None else values.to_plain(text, "chunk")

@@ -168,7 +168,7 @@ class ModuleProgram:
         self._module = module
         self.runtime = runtime
         self._pinned = any(predictor.lm is not None for predictor in module.predictors())
-        self._is_async = is_async(module)
+        self.is_async = is_async(module)
         self._only_async = not hasattr(type(module), "forward") and "forward" not in vars(module)
 
     def call(self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None) -> Outcome:
@@ -194,7 +194,7 @@ class ModuleProgram:
         context = functools.partial(self.runtime.call_context, lm, deadline, **{CANCELLATION: running.cancellation})
         args = running.stream
         if args is None:
-            if self._is_async:
+            if self.is_async:
                 return running.run(lambda outlet: _acall(module, given, context))
             with context() as tracker:
                 return _outcome(module(**given), tracker)
@@ -204,7 +204,7 @@ class ModuleProgram:
             with context() as tracker:
                 stream = FieldStream(listeners_of(module, args.fields), outlet)
                 with dspy.context(**stream_settings(stream, args)):
-                    value = await (module.acall(**given) if self._is_async else on_thread(lambda: module(**given)))
+                    value = await (module.acall(**given) if self.is_async else on_thread(lambda: module(**given)))
                     await stream.finish()
             return _outcome(value, tracker)
 

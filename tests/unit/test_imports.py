@@ -98,6 +98,7 @@ MAY_IMPORT_DSPY_AT_ONCE = frozenset(
         "dspool.worker.callers",
         "dspool.worker.caches",
         "dspool.worker.field_streams",
+        "dspool.worker.relays",
         "dspool.worker.spending",
     }
 )

@@ -98,3 +98,66 @@ class Listed(dspy.Module):
         """A list and a dict of records."""
         asked = self.ask(question=question)
         return [asked, {"example": dspy.Example(question=question, gold="Paris").with_inputs("question")}, (1, 2)]
+
+
+def shout(text: str) -> str:
+    """Loud."""
+    return text.upper()
+
+
+class Aloud(dspy.Module):
+    """Two predictors and a tool, to be streamed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.think = dspy.ChainOfThought("question -> answer")
+        self.shout = dspy.Tool(shout)
+        self.again = dspy.Predict("draft -> final")
+
+    def forward(self, question: str) -> Any:
+        """Think, shout, and say it again."""
+        draft = self.think(question=question).answer
+        final = self.again(draft=self.shout(text=draft)).final
+        return dspy.Prediction(answer=final, draft=draft)
+
+    async def aforward(self, question: str) -> Any:
+        """The same."""
+        draft = (await self.think.acall(question=question)).answer
+        final = (await self.again.acall(draft=await self.shout.acall(text=draft))).final
+        return dspy.Prediction(answer=final, draft=draft)
+
+
+class AloudOnAThread(Aloud):
+    """The same, without an `aforward` of its own."""
+
+    def forward(self, question: str) -> Any:
+        """Think, shout, and say it again."""
+        return super().forward(question)
+
+
+class Teller(dspy.streaming.StatusMessageProvider):
+    """Tells of everything."""
+
+    def module_start_status_message(self, instance: Any, inputs: Any) -> str:
+        """A module begins."""
+        return f"{type(instance).__name__} begins"
+
+    def module_end_status_message(self, outputs: Any) -> str:
+        """It has ended."""
+        return f"one ended with {', '.join(outputs)}"
+
+    def lm_start_status_message(self, instance: Any, inputs: Any) -> str:
+        """An LM is asked."""
+        return f"asking {instance.model}"
+
+
+class Sends(dspy.Module):
+    """Sends pieces of its own."""
+
+    async def aforward(self) -> Any:
+        """Send three."""
+        stream = dspy.settings.send_stream
+        await stream.send({"step": 1})
+        await stream.send(dspy.streaming.StreamResponse("nobody", "field", "text", True))
+        await stream.send(dspy.streaming.StatusMessage("nearly"))
+        return dspy.Prediction(answer="done")

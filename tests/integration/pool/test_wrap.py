@@ -6,6 +6,8 @@ import asyncio
 import importlib
 import inspect
 import os
+import queue
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -161,6 +163,82 @@ def test_an_acall_that_is_cancelled_gives_its_worker_up(make_pool: MakePool, dsp
     asyncio.run(asyncio.wait_for(main(), 60))
     pool.wait_ready(timeout_s=30)
     assert pool.workers()[0].worker_id != before.worker_id
+
+
+@pytest.mark.parametrize("kind", ["pool", "async pool"])
+def test_a_cancelled_acall_closes_its_request_where_the_program_is_async(
+    make_pool: MakePool, make_async_pool: MakeAsyncPool, dspy: Any, kind: str
+) -> None:
+    program, options = dspy.Predict("question -> answer"), {"workers": 1, "execution": "async", "slots": 4}
+
+    async def cancel_one(wrapped: Any, stub: StubLM) -> None:
+        """Four calls, of which one is cancelled, and the others go on."""
+        with dspy.context(lm=stub.lm(cache=False)):
+            calls = [asyncio.ensure_future(wrapped.acall(question=f"q{number}")) for number in range(4)]
+            await asyncio.to_thread(stub.wait, lambda stats: stats.in_flight == 4, timeout_s=30)
+            calls[2].cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await calls[2]
+            await asyncio.to_thread(stub.wait, lambda stats: stats.aborted == 1, timeout_s=30)
+            answers = await asyncio.gather(*calls[:2], calls[3])
+        assert [each.answer for each in answers] == ["echo: q0", "echo: q1", "echo: q3"]
+
+    async def main(stub: StubLM) -> tuple[Any, Any]:
+        if kind == "pool":
+            pool = make_pool(**options)
+            await cancel_one(pool.wrap(program), stub)
+            return pool.stats(), None
+        async with make_async_pool(**options) as own:
+            await cancel_one(own.wrap(program), stub)
+            return await own.stats(), None
+
+    with StubLM(latency=1.0) as stub:
+        stats, _ = asyncio.run(asyncio.wait_for(main(stub), 60))
+    assert (stats.calls_ok, stats.calls_cancelled, stats.started, stats.exits) == (3, 1, 1, {})
+
+
+def test_a_wrapped_call_past_its_deadline_is_cancelled_in_its_worker(make_pool: MakePool, dspy: Any) -> None:
+    class Sleeps(dspy.Module):
+        async def aforward(self, seconds: float) -> str:
+            await asyncio.sleep(seconds)
+            return "slept"
+
+    pool = make_pool(workers=1, execution="async", slots=2)
+    with pytest.raises(dspool.CallTimeout, match="was told to cancel it"):
+        pool.wrap(Sleeps(), timeout_s=0.5)(seconds=600)
+    assert pool.wrap(Sleeps())(seconds=0) == "slept"
+    stats = pool.stats()
+    assert (stats.started, stats.exits) == (1, {})
+
+
+def test_an_acall_on_the_loop_that_can_not_be_cancelled_gives_its_worker_up(
+    make_async_pool: MakeAsyncPool, dspy: Any
+) -> None:
+    class Waits(dspy.Module):
+        async def aforward(self, port: int) -> None:
+            with socket.create_connection(("127.0.0.1", port)) as arrived:
+                arrived.recv(1)
+
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def on_event(event: str, fields: Any) -> None:
+        if event == "worker.ended":
+            ended.put(fields["report"].reason)
+
+    async def main(server: socket.socket) -> None:
+        options: Any = {"on_event": on_event, "execution": "async", "cancel_grace_s": 0.1}
+        async with make_async_pool(workers=1, **options) as pool:
+            task = asyncio.ensure_future(pool.wrap(Waits()).acall(port=server.getsockname()[1]))
+            connection, _ = await asyncio.to_thread(server.accept)
+            with connection:
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert await asyncio.to_thread(ended.get, timeout=30) == "cancelled"
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30)
+        asyncio.run(asyncio.wait_for(main(server), 60))
 
 
 def test_callbacks_of_the_caller_see_the_wrapper(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:

@@ -21,6 +21,7 @@ from dspool.protocol.messages import (
     Event,
     FieldChunk,
     ItemChunk,
+    LMChunk,
     Request,
     Response,
     Status,
@@ -63,6 +64,7 @@ def test_an_event_comes_back_as_it_was_and_so_does_the_response_behind_it(codec:
     for event in (
         Event(1, "chunk", field),
         Event(2, "chunk", ItemChunk([1, {"a": None}])),
+        Event(2, "chunk", LMChunk({"choices": [{"delta": {"content": "x"}}]}, 3)),
         Event(3, "status", Status("x")),
     ):
         assert codec.decode_streamed(body_of(codec.encode(event))) == event

@@ -23,6 +23,7 @@ from dspool.protocol.messages import (
     Event,
     FieldChunk,
     ItemChunk,
+    LMChunk,
     Request,
     Response,
     Status,
@@ -89,6 +90,7 @@ MESSAGES: list[Request | Response | Event] = [
     refused(None, ErrorInfo("lm_error", "busy", "x.Busy", ["x.Busy"], "trace", True, 429, 0.5, {"a": [1]})),
     Event(5, "chunk", FieldChunk("qa.predict", "answer", " Paris", False)),
     Event(6, "chunk", ItemChunk({"row": [1, None]})),
+    Event(6, "chunk", LMChunk({"choices": [{"delta": {"content": "x"}}]}, 3)),
     Event(7, "status", Status("Calling tool look...")),
 ]
 TYPED = answered(
