@@ -355,6 +355,15 @@ def test_what_others_wrote_is_told_without_the_keys_they_knew() -> None:
     assert check.details == "x" * 1000 + "*** ***"
 
 
+def test_a_provider_that_is_almost_spelled_like_a_known_one_is_a_warning() -> None:
+    [found] = models.lm(asked(workers=1, lm="opnai/gpt-4o-mini"))
+    assert (found.status, found.subject) == ("warning", "opnai/gpt-4o-mini")
+    assert found.advice.startswith('write "openai/gpt-4o-mini" if that is meant')
+    for lm in ("openai/x", "ollama/x", {"model": "opnai/x", "custom_llm_provider": "opnai"}):
+        [found] = models.lm(asked(workers=1, lm=lm))
+        assert found.status == "ok"
+
+
 def test_an_lm_that_is_none_is_a_failed_check() -> None:
     report = dspool.check_environment(workers=1, lm="gpt-4o-mini", adapter="yaml", start=False)
     found = {check.advice: check.reason for check in report.checks if check.name == "lm"}
