@@ -53,6 +53,7 @@ MAP_ARGUMENTS = ("concurrency", "ordered", "with_index", "return_exceptions", "p
 STREAM_ARGUMENTS = ("fields", "status")
 """stream()'s own, beside those of run()."""
 LEASE_RUN_ARGUMENTS = ("timeout_s", "lm")
+LEASE_STREAM_ARGUMENTS = (*STREAM_ARGUMENTS, *LEASE_RUN_ARGUMENTS)
 CHECKOUT_ARGUMENTS = ("program", "session", "affinity", "timeout_s", "hold_s", "priority", "require")
 
 Prepared = tuple[Driver, Program, Steps[tuple[Response, int]]]

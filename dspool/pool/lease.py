@@ -312,7 +312,15 @@ def _ended(
 
 
 def run_in(
-    driver: Driver, record: LeaseRecord, pipe: SlotPipe, program: Program, frame: bytearray, deadline: float
+    driver: Driver,
+    record: LeaseRecord,
+    pipe: SlotPipe,
+    program: Program,
+    frame: bytearray,
+    deadline: float,
+    *,
+    cancellable: bool,
+    exchange: Exchange = exchange,
 ) -> Steps[Response]:
     """One run in a lease that is kept. After anything but a response the lease is over."""
     lease_id, worker_id = record.lease_id, record.worker_id
@@ -322,7 +330,7 @@ def run_in(
     over = True
     written = False
     try:
-        driver.step(c.RunStarted(lease_id, program.program_id))
+        driver.step(c.RunStarted(lease_id, program.program_id, cancellable))
         if record.refusal is not None:
             over = False
             raise driver.refused(record)

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Never
 
 from dspool.errors import OptionsError, PoolError
@@ -16,18 +16,23 @@ from dspool.pool.core import commands as c
 from dspool.pool.core.records import Lease as Record
 from dspool.pool.core.states import LeaseState
 from dspool.pool.driver import Driver
-from dspool.pool.front import LEASE_RUN_ARGUMENTS, PoolFront, Timeout, unknown_argument
+from dspool.pool.front import LEASE_RUN_ARGUMENTS, LEASE_STREAM_ARGUMENTS, PoolFront, Timeout, unknown_argument
 from dspool.pool.interrupts import guarded
 from dspool.pool.polling import drive
 from dspool.pool.programs import Program
 from dspool.pool.slot_pipe import SlotPipe
 from dspool.pool.steps import Steps
-from dspool.protocol.messages import Response
+from dspool.pool.streams import AsyncStream, Stream, stream_args
+from dspool.protocol.messages import Response, StreamArgs
 from dspool.types import KEEP, Remove, Verdict, WorkerInfo
 
 if TYPE_CHECKING:
     from dspool.pool.aio import AsyncPool
     from dspool.pool.blocking import Pool
+
+
+Driven = tuple[Response, int]
+"""A response, and the worker it came from."""
 
 
 class _HeldSlot:
@@ -81,22 +86,32 @@ class _HeldSlot:
         pipe.let_go()
 
     def _steps(
-        self, program: Any, inputs: Mapping[str, Any], timeout_s: Timeout, lm: Any
-    ) -> Steps[tuple[Program, Response]]:
+        self, program: Any, inputs: Mapping[str, Any], timeout_s: Timeout, lm: Any, stream: StreamArgs | None = None
+    ) -> tuple[Program, Steps[Driven]]:
         front = self._front
         control = front._opened
         resolved: Program = control.programs.resolve(program)
         deadline = front._deadline(timeout_s, time.monotonic())
-        frame = front._encode(control, resolved, inputs, lm, self._record.session, timed=deadline != c.INFINITY)
+        timed = deadline != c.INFINITY
+        frame = front._encode(control, resolved, inputs, lm, self._record.session, timed=timed, stream=stream)
         if self._over or self._record.state is LeaseState.CLOSED:
             raise lease_over(self._driver, self._record)
-        return self._guarded(resolved, frame, deadline)
+        return resolved, self._guarded(resolved, frame, deadline, streamed=stream is not None)
 
-    def _guarded(self, program: Program, frame: bytearray, deadline: float) -> Steps[tuple[Program, Response]]:
+    def _guarded(self, program: Program, frame: bytearray, deadline: float, *, streamed: bool) -> Steps[Driven]:
         if not self._running.acquire(blocking=False):
             raise PoolError(f"lease {self._record.lease_id} runs a call already; a lease runs one at a time")
         try:
-            response = yield from path.run_in(self._driver, self._record, self._pipe, program, frame, deadline)
+            response = yield from path.run_in(
+                self._driver,
+                self._record,
+                self._pipe,
+                program,
+                frame,
+                deadline,
+                cancellable=streamed or self._front._cancellable,
+                exchange=path.exchange_pieces if streamed else path.exchange,
+            )
         finally:
             self._running.release()
             # Looked at after the release: whoever closes the lease meanwhile either finds the run over, and frees the
@@ -104,11 +119,8 @@ class _HeldSlot:
             if self._record.state is LeaseState.CLOSED:
                 self._over = True
                 self._free_pipe()
-        return program, response
-
-    def _result(self, done: tuple[Program, Response]) -> Any:
         assert self._record.worker_id is not None
-        return self._front._finish(*done, self._record.worker_id)
+        return response, self._record.worker_id
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if getattr(self, "_over", True):
@@ -149,7 +161,33 @@ class Lease(_HeldSlot):
         """
         if unknown:
             raise unknown_argument("lease.run", unknown, LEASE_RUN_ARGUMENTS)
-        return self._result(drive(self._driver, self._steps(program, inputs, timeout_s, lm)))
+        resolved, steps = self._steps(program, inputs, timeout_s, lm)
+        return self._front._finish(resolved, *drive(self._driver, steps))
+
+    def stream(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        *,
+        fields: str | Iterable[str] | None = None,
+        status: Any = True,
+        timeout_s: Timeout = ...,
+        lm: Any = None,
+        **unknown: Never,
+    ) -> Stream:
+        """Run a program in the lease's worker and hand out its result while it is made; as Pool.stream().
+
+        After the last piece the lease goes on. Leaving early ends the lease with the call: its slot is lent again
+        when the call has been cancelled. Closing the lease while a stream of it is held costs the worker.
+
+        Raises:
+            PoolError: the lease is over; or, from the iterator, it runs another call.
+            QueueTimeout: from the iterator: `timeout_s` was over before the first piece was asked for.
+        """
+        if unknown:
+            raise unknown_argument("lease.stream", unknown, LEASE_STREAM_ARGUMENTS)
+        resolved, steps = self._steps(program, inputs, timeout_s, lm, stream_args(fields, status))
+        return Stream(self._front, self._driver, resolved, steps)
 
     def close(self) -> None:
         """Give the slot back. Idempotent."""
@@ -186,8 +224,25 @@ class AsyncLease(_HeldSlot):
         """
         if unknown:
             raise unknown_argument("lease.run", unknown, LEASE_RUN_ARGUMENTS)
-        steps = self._steps(program, inputs, timeout_s, lm)
-        return self._result(await self._pool._drive(steps))
+        resolved, steps = self._steps(program, inputs, timeout_s, lm)
+        return self._front._finish(resolved, *await self._pool._drive(steps))
+
+    def stream(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        *,
+        fields: str | Iterable[str] | None = None,
+        status: Any = True,
+        timeout_s: Timeout = ...,
+        lm: Any = None,
+        **unknown: Never,
+    ) -> AsyncStream:
+        """As Lease.stream(), as an async iterator."""
+        if unknown:
+            raise unknown_argument("lease.stream", unknown, LEASE_STREAM_ARGUMENTS)
+        resolved, steps = self._steps(program, inputs, timeout_s, lm, stream_args(fields, status))
+        return AsyncStream(self._pool, self._driver, resolved, steps)
 
     async def close(self) -> None:
         """Give the slot back. Idempotent."""

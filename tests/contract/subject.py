@@ -180,6 +180,10 @@ class Borrowed:
             return await self.lease.run(behave, {"do": do, **mixed}, **options)
         return await in_thread(self.lease.run, behave, {"do": do, **mixed}, **options)
 
+    def stream(self, program: Any, inputs: dict[str, Any], **options: Any) -> Streamed:
+        """lease.stream()."""
+        return Streamed(self.lease.stream(program, inputs, **options))
+
     async def close(self) -> None:
         """lease.close()."""
         if isinstance(self.lease, AsyncLease):

@@ -301,6 +301,68 @@ async def test_a_pool_that_closes_ends_its_streams(world: World) -> None:
             await anext(stream)
 
 
+# --- leases -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_lease_streams_and_goes_on(world: World) -> None:
+    async with world.pool(workers=2) as pool:
+        async with await pool.checkout() as lease:
+            token = await lease.run("pid")
+            assert await lease.stream(worker_pid, {}).all() == await lease.stream(worker_pid, {}).all()
+            stream = lease.stream(fail_after, {"good": 2})
+            with pytest.raises(dspool.ProgramError, match="no more"):
+                await stream.all()
+            assert stream.given == [0, 1]
+            stream = lease.stream(wait_forever, {"first": "x"})
+            assert await anext(stream) == "x"
+            with pytest.raises(dspool.PoolError, match="runs one at a time"):
+                await lease.run("pid")
+            with pytest.raises(dspool.OptionsError, match=r"lease.stream\(\) has no argument 'field'"):
+                lease.stream(worker_pid, {}, field="x")
+            del stream
+            with pytest.raises(dspool.PoolError, match="is over"):
+                lease.stream(worker_pid, {})
+        assert token in await pool.tokens()
+        stats = await pool.stats()
+        assert (stats.calls_ok, stats.calls_failed, stats.calls_cancelled, stats.exits) == (3, 1, 1, {})
+
+
+async def test_leaving_a_leases_stream_gives_its_slot_back_without_a_kill(world: World) -> None:
+    async with world.pool() as pool:
+        (pid,) = await pool.stream(worker_pid, {}).all()
+        lease = await pool.checkout()
+        stream = lease.stream(wait_forever, {"first": "x"})
+        assert await anext(stream) == "x"
+        await stream.close()
+        assert await pool.stream(worker_pid, {}).all() == [pid]
+        await lease.close()
+        stats = await pool.stats()
+        assert (stats.started, stats.leased, stats.exits) == (1, 0, {})
+
+
+async def test_the_deadline_ends_a_leases_stream_and_the_lease(world: World) -> None:
+    async with world.pool() as pool:
+        (pid,) = await pool.stream(worker_pid, {}).all()
+        lease = await pool.checkout()
+        stream = lease.stream(wait_forever, {"first": "x"}, timeout_s=SHORT_S)
+        assert await anext(stream) == "x"
+        with pytest.raises(dspool.CallTimeout, match="was told to cancel it"):
+            await anext(stream)
+        with pytest.raises(dspool.PoolError, match="is over"):
+            await lease.run()
+        assert await pool.stream(worker_pid, {}).all() == [pid]
+
+
+async def test_a_run_after_a_leases_stream_is_not_taken_for_one(world: World) -> None:
+    async with world.pool() as pool:
+        lease = await pool.checkout()
+        (pid,) = await lease.stream(worker_pid, {}).all()
+        with pytest.raises(dspool.CallTimeout):
+            await lease.run("meet", path=world.gate().path, timeout_s=SHORT_S)
+        assert (await pool.events.wait("worker.ended"))["report"].reason == "timeout"
+        assert await pool.stream(worker_pid, {}).all() != [pid]
+
+
 # --- DSPy -------------------------------------------------------------------------------------------------------------
 
 

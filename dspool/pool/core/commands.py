@@ -56,10 +56,11 @@ class CheckoutVerdict(msgspec.Struct, gc=False):
 
 
 class RunStarted(msgspec.Struct, gc=False):
-    """A lease taken without a program starts to run one."""
+    """A lease taken without a program starts to run one. `cancellable`: this run; None: as the lease was taken."""
 
     lease_id: int
     program: str | None
+    cancellable: bool | None = None
 
 
 class RunEnded(msgspec.Struct, gc=False):

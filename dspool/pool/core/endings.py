@@ -99,6 +99,8 @@ class Endings(Dispatch):
             lease.refusal = self._held(command.program, wait_s)
             return
         lease.running, lease.run_since = True, self._now
+        if command.cancellable is not None:
+            lease.cancellable = command.cancellable
         lease.trial = self.quarantine.admit(command.program, lease.call_id)
 
     def _on_run_ended(self, command: c.RunEnded) -> None:

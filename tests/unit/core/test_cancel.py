@@ -15,6 +15,7 @@ from dspool.pool.core.commands import (
     Grant,
     Kill,
     Resize,
+    RunStarted,
     SlotSettled,
     Spawn,
     Stop,
@@ -266,3 +267,13 @@ def test_an_abandoned_call_has_until_grace_s_after_its_deadline() -> None:
     assert world.states() == {1: "ready"}
     world.run_until(65.0)
     assert world.states() == {1: "draining"}
+
+
+@pytest.mark.parametrize(("taken", "run", "cancelled"), [(False, True, True), (True, False, False), (True, None, True)])
+def test_whether_a_run_in_a_lease_can_be_cancelled_is_the_runs_own(
+    taken: bool, run: bool | None, cancelled: bool
+) -> None:
+    world = World.ready(1)
+    lease = world.checkout(cancellable=taken)
+    world.do(RunStarted(lease, "p", run))
+    assert world.do(Cancel(lease, written=True)) == expected_slot_and_effects(lease, 1, cancelled)[1]
