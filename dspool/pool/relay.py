@@ -80,7 +80,9 @@ def _pickled(callback: Any) -> bytes:
 
 
 def beside_stream() -> bool:
-    """Whether this is a thread that streamify, or another loop of anyio's, has started: it can send to that loop."""
+    """Whether the caller has a stream, and this is a thread that its loop has started, which can send to it."""
+    if sys.modules["dspy"].settings.send_stream is None:
+        return False
     try:
         anyio.from_thread.check_cancelled()
     except RuntimeError:

@@ -175,8 +175,8 @@ class Pooled:
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Run the program on the pool."""
     way = self._dspool.way
-    if (to := listening(self)) is not None and beside_stream():
-        return anyio.from_thread.run(_awaited, self, args, kwargs, to)
+    if beside_stream():
+        return anyio.from_thread.run(_awaited, self, args, kwargs, listening(self))
     if way.blocking is None:
         raise PoolError(
             f"async pool {self._dspool.pool.name!r} runs in tasks of its event loop: use `await module.acall(...)`, or "

@@ -258,5 +258,8 @@ async def test_a_provider_that_can_not_be_sent_is_named(
 def test_where_nothing_can_be_sent_from_the_answer_comes_alone(make_pool: MakePool, dspy: Any, stub: StubLM) -> None:
     """A thread that no loop has started, as those of dspy.Parallel."""
     wrapper = make_pool(workers=1).wrap(dspy.Predict("question -> answer"))
-    with dspy.context(lm=stub.lm(cache=False), send_stream=object()):
+    provider = dspy.streaming.StatusMessageProvider()
+    provider.lock = threading.Lock()  # not sent, so it does no harm
+    callbacks = [dspy.streaming.messages.StatusStreamingCallback(provider)]
+    with dspy.context(lm=stub.lm(cache=False), send_stream=object(), callbacks=callbacks):
         assert wrapper(question=QUESTION).answer == f"echo: {QUESTION}"
