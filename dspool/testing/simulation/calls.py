@@ -186,7 +186,8 @@ class Calls(Processes):
     def _runs(self, caller: Caller, lease: Lease) -> Steps:
         """A lease without a program: some runs, and pauses between them."""
         for _ in range(caller.runs):
-            self.step(c.RunStarted(lease.lease_id, self.rng.choice(("a", "b", "evil"))))
+            program, cancellable = self.rng.choice(("a", "b", "evil")), self.rng.choice((None, True, False))
+            self.step(c.RunStarted(lease.lease_id, program, cancellable))
             if lease.refusal is not None:
                 break
             if lease.state is not LeaseState.GRANTED:

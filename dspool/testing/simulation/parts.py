@@ -90,7 +90,7 @@ class Caller:
     """One call, or one lease with several runs: what it asks for, and how it went."""
 
     __slots__ = (
-        "cancellable", "closed", "deadline", "ended", "executions", "idempotent", "lease_id", "name", "runs",
+        "closed", "deadline", "ended", "executions", "idempotent", "lease_id", "name", "runs",
         "steps", "token", "waiting", "wants", "written",
     )  # fmt: skip
 
@@ -101,7 +101,6 @@ class Caller:
         self.idempotent = idempotent
         self.runs = runs
         """0: one call with its program. More: a lease without a program, and so many runs in it."""
-        self.cancellable = bool(wants.get("cancellable"))
         self.lease_id = 0
         self.written = self.closed = False
         self.ended: str | None = None
