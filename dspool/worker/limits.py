@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import Any
 
 from dspool.protocol.lm_keys import variables_of
 from dspool.protocol.messages import LimitsSpec
@@ -37,8 +37,8 @@ BUSY_TRIES = 50
 """How often it is tried for what is only noted; a note that can't be made is left out."""
 SPREAD_S = 1.0
 """The requests that a provider's pause held back are sent within so long after it, where no limit spaces them."""
-
-T = TypeVar("T")
+_chance = random.SystemRandom()
+"""Not the one that programs may have seeded, nor one that forked workers have in common."""
 
 
 class TurnTooLate(Exception):
@@ -80,7 +80,7 @@ class Limits:
         limit, digest = self._limits.get(model, self._any), _digest(model, settings)
         if limit is UNLIMITED and self._file.peek(digest).not_before <= time.monotonic():
             return None
-        return Gate(self._file, digest, model, limit, requests)
+        return Gate(self._file, digest, limit, requests)
 
     def hold(self, model: str, settings: Mapping[str, Any], pause_s: float) -> None:
         """A provider refused a request and asked for a pause: nobody sends it another one before."""
@@ -95,14 +95,12 @@ class Gate:
     Args:
         file: what the workers share.
         digest: whose record.
-        model: the LM's, for people.
         limit: the model's.
         requests: how many it may be sent as.
     """
 
-    def __init__(self, file: PaceFile, digest: bytes, model: str, limit: Limit, requests: int) -> None:
-        self._file, self._digest = file, digest
-        self._model, self._limit, self._requests = model, limit, requests
+    def __init__(self, file: PaceFile, digest: bytes, limit: Limit, requests: int) -> None:
+        self._file, self._digest, self._limit, self._requests = file, digest, limit, requests
         self._expected: float | None = None
         self.held_back = False
         """Whether the request had to wait, or was refused."""
@@ -148,7 +146,7 @@ class Gate:
             self._check(Turn(until, "hold"), now, deadline)
             self.held_back = True
             left_s = until - now
-            yield min(left_s + random.uniform(0, min(SPREAD_S, left_s)), deadline - SHORTEST_S - now)
+            yield min(left_s + _chance.uniform(0, min(SPREAD_S, left_s)), deadline - SHORTEST_S - now)
 
     def _take(self, now: float, deadline: float, state: State) -> tuple[Turn, State]:
         taken, after = turn(state, self._limit, now, self._requests)
@@ -162,7 +160,7 @@ class Gate:
         wait_s = taken.at - now
         left = f"the call's deadline comes in {max(0.0, deadline - now):.1f} s. The request was not sent"
         if taken.reason == "hold":
-            why = f"the provider of {self._model!r} asked this pool's workers for a pause, which ends in {wait_s:.1f} s"
+            why = f"the provider asked this pool for a pause, which ends in {wait_s:.1f} s"
             raise TurnTooLate(f"{why}; {left}. Try again after it, or allow a longer timeout_s", wait_s)
         if taken.reason == "requests":
             per_minute, what = 60 / self._limit.s_per_request, "requests_per_minute"
@@ -172,7 +170,7 @@ class Gate:
             per_minute, what = 60 / self._limit.s_per_token, "tokens_per_minute"
             why = f"what others used is paid off in {wait_s:.1f} s"
         advice = "Try again then, allow a longer timeout_s, send fewer calls at a time, or raise the limit"
-        raise TurnTooLate(f"lm_limits allow {self._model!r} {what}={per_minute:g}: {why}; {left}. {advice}", wait_s)
+        raise TurnTooLate(f"lm_limits allow {what}={per_minute:g}: {why}; {left}. {advice}", wait_s)
 
 
 def _note(file: PaceFile, digest: bytes, step: Callable[[State], State]) -> None:

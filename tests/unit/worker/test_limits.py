@@ -119,7 +119,7 @@ def test_a_turn_after_the_deadline_is_refused_at_once_and_not_taken(limits: Limi
     assert caught.value.wait_s == 3
     assert gate.held_back
     assert str(caught.value) == (
-        "lm_limits allow 'openai/m' requests_per_minute=60: the next turn is in 3.0 s, behind 2 that wait already; "
+        "lm_limits allow requests_per_minute=60: the next turn is in 3.0 s, behind 2 that wait already; "
         "the call's deadline comes in 2.5 s. The request was not sent. Try again then, allow a longer timeout_s, send "
         "fewer calls at a time, or raise the limit"
     )
@@ -147,7 +147,7 @@ def test_a_providers_pause_holds_back_all_workers_without_any_limit(make: Callab
     one.hold(MODEL, {}, 5)
     assert two.gate("openai/n", {}) is None
     assert two.gate(MODEL, {"api_key": "another"}) is None
-    with pytest.raises(TurnTooLate, match=r"asked this pool's workers for a pause, which ends in 5\.0 s; the call's"):
+    with pytest.raises(TurnTooLate, match=r"asked this pool for a pause, which ends in 5\.0 s; the call's"):
         next(gate_of(two).pauses(clock.now + 4))
     assert 5 <= waited(gate_of(two), clock) <= 5 + SPREAD_S
     assert two.gate(MODEL, {}) is None
