@@ -24,7 +24,7 @@ from reference_text import MADE_BY, entries, escaped, prose
 from dspool import errors
 from dspool.cli.commands import dspool as commands
 from dspool.cli.exits import EXIT_CODES
-from dspool.options import RANGES, PoolOptions, WorkerGroup
+from dspool.options import LIMIT_RANGES, RANGES, LMLimit, PoolOptions, WorkerGroup
 from dspool.pool.events import EVENTS, QUEUE_LENGTH
 from dspool.supervisor.environment import AT_OPEN, CHECKS, OF_INTERPRETER, QUICK
 
@@ -69,6 +69,10 @@ def options() -> str:
             "`workers=` may be a list of `dspool.WorkerGroup`, when a pool has workers of several kinds. Calls choose",
             "with `require=`.\n",
             _table(WorkerGroup, "Args", {}),
+            "## Limits of LMs\n",
+            "`lm_limits=` has a `dspool.LMLimit` for each model, or a dict with its arguments. See",
+            "[Configure LMs](../how-to/configure-lms.md#rate-limits).\n",
+            _table(LMLimit, "Args", LIMIT_RANGES),
         ]
     )
 

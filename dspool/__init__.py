@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         WorkerLost as WorkerLost,
         WorkerStartError as WorkerStartError,
     )
-    from dspool.options import PoolOptions as PoolOptions, WorkerGroup as WorkerGroup
+    from dspool.options import LMLimit as LMLimit, PoolOptions as PoolOptions, WorkerGroup as WorkerGroup
     from dspool.pool.aio import AsyncPool as AsyncPool
     from dspool.pool.blocking import Pool as Pool
     from dspool.pool.environment import check_environment as check_environment
@@ -71,7 +71,7 @@ _NAMES = {
         WorkerLost WorkerStartError
     """,
     "dspool.options": """
-        PoolOptions WorkerGroup
+        LMLimit PoolOptions WorkerGroup
     """,
     "dspool.pool.aio": """
         AsyncPool

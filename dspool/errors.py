@@ -182,7 +182,7 @@ class ProgramError(DspoolError):
         remote_traceback: the remote traceback as text.
         retryable: whether the same call may succeed later (an LM's 429 or 503; never a ValueError).
         status: the provider's HTTP status, or None.
-        retry_after_s: what the provider asked for, in seconds, or None.
+        retry_after_s: what the provider asked for, in seconds, or when the request's turn would have come; or None.
         details: further plain data about the error (e.g. expected and missing inputs).
     """
 

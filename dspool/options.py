@@ -100,6 +100,12 @@ RANGES: dict[str, _Range] = {
     "max_programs": _Range(1, whole=True),
     "cache_memory_entries": _Range(0, 100_000_000, whole=True),
 }
+LIMIT_RANGES: dict[str, _Range] = {
+    "requests_per_minute": _Range(0.001, MAX_SECONDS, none=True),
+    "tokens_per_minute": _Range(0.001, MAX_SECONDS, none=True),
+    "burst_s": _Range(0, 60),
+}
+MAX_LIMITED_MODELS = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +146,30 @@ class WorkerGroup:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LMLimit:
+    """What a pool may ask of one model with one key, all its workers together.
+
+    Args:
+        requests_per_minute: requests that are sent, retries too; answers from a cache are none. None: any number.
+        tokens_per_minute: tokens of prompts and answers together. A request's are known when it is answered: until then
+            the average of those before it counts, and what it used beyond that, later requests wait for. None: any
+            number.
+        burst_s: seconds' worth of both that may be used at once after a pause, at least one request. In any minute that
+            is at most so much more than the limit: 10 % with 6 s.
+    """
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    burst_s: float = 6.0
+
+    def __post_init__(self) -> None:
+        for name, legal in LIMIT_RANGES.items():
+            _in_range(f"LMLimit.{name}", getattr(self, name), legal)
+        if self.requests_per_minute is None and self.tokens_per_minute is None:
+            raise OptionsError("LMLimit must have requests_per_minute, tokens_per_minute or both; it limits nothing")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PoolOptions:
     """Everything a pool can be told. Values are checked here; OptionsError names option, value and range.
 
@@ -170,6 +200,11 @@ class PoolOptions:
         warm: programs a worker loads before it is ready.
         lm: the pool's LM: "provider/model", a dict of dspy.LM's arguments with "model", or a dspy.LM. None: calls use
             the LM that dspy.configure or dspy.context gave their caller.
+        lm_limits: how much the workers together may ask of a model: its name, as its LMs have it, or "*" for each one
+            that isn't named, with an LMLimit or a dict of its arguments, as in {"openai/gpt-4o-mini":
+            {"requests_per_minute": 500}}. It holds for each key by itself. A request waits for its turn, or fails at
+            once where that comes after its call's deadline. With or without limits, a 429 that asks for a pause holds
+            back all requests of the workers to that model with that key, for 5 minutes at most.
         adapter: the pool's DSPy adapter: "chat", "json" or "xml", or an Adapter instance.
         env: variables added to the workers' environment; None as a value removes one. Where neither the manager's
             environment nor this says otherwise, numerical libraries get one thread in each worker (OMP_NUM_THREADS=1
@@ -242,6 +277,7 @@ class PoolOptions:
     preload: tuple[str, ...] = ()
     warm: tuple[Any, ...] = ()
     lm: Any = field(default=None, repr=False)  # may hold a key
+    lm_limits: Mapping[str, LMLimit | Mapping[str, float | None]] = field(default_factory=dict)
     adapter: Any = None
     env: Mapping[str, str | None] = field(default_factory=dict, repr=False)
     check: CheckHook | None = None
@@ -287,6 +323,7 @@ class PoolOptions:
         put(self, "preload", _names("preload", self.preload))
         put(self, "warm", tuple(self.warm) if isinstance(self.warm, (list, tuple)) else (self.warm,))
         put(self, "env", _environment(self.env))
+        put(self, "lm_limits", _limits(self.lm_limits))
         put(self, "required_packages", _requirements(self.required_packages))
         for option, legal in RANGES.items():
             _in_range(option, getattr(self, option), legal)
@@ -421,6 +458,33 @@ def _names(option: str, value: object) -> tuple[str, ...]:
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
         raise OptionsError(f"{option} must be module names; it is {value!r}")
     return tuple(names)
+
+
+def _limits(value: object) -> dict[str, LMLimit]:
+    if not isinstance(value, Mapping):
+        raise OptionsError(f"lm_limits must be a mapping of models to LMLimits; it is a {type(value).__name__}")
+    if len(value) > MAX_LIMITED_MODELS:
+        raise OptionsError(f"lm_limits may name {MAX_LIMITED_MODELS} models, not {len(value)}; '*' is any other one")
+    limits = {}
+    for model, limit in value.items():
+        if not isinstance(model, str) or not model:
+            raise OptionsError(f"lm_limits must name models as their LMs do, or '*' for any; one name is {model!r:.80}")
+        if isinstance(limit, Mapping):
+            for name in limit:
+                if name not in LIMIT_RANGES:
+                    hint = did_you_mean(str(name), LIMIT_RANGES)
+                    known = ", ".join(LIMIT_RANGES)
+                    raise OptionsError(f"lm_limits[{model!r}] has no {name!r:.80}{hint} There are {known}")
+            try:
+                limit = LMLimit(**limit)
+            except OptionsError as error:
+                raise OptionsError(str(error).replace("LMLimit", f"lm_limits[{model!r}]", 1)) from None
+        if not isinstance(limit, LMLimit):
+            raise OptionsError(
+                f"lm_limits[{model!r}] must be an LMLimit or a dict of its arguments; it is {limit!r:.80}"
+            )
+        limits[model] = limit
+    return limits
 
 
 def _requirements(value: object) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ class LMUsage(msgspec.Struct, frozen=True, kw_only=True):
     """What calls used of LMs."""
 
     calls: int = 0
-    """Calls of the pool whose response said that they used tokens; failed ones too."""
+    """Calls of the pool whose response said that they used tokens, or were throttled; failed ones too."""
     requests: int = 0
     """Answers of the provider to those calls. Answers from DSPy's cache use nothing."""
     prompt_tokens: int = 0
@@ -140,6 +140,11 @@ class LMUsage(msgspec.Struct, frozen=True, kw_only=True):
     """What the requests whose price DSPy knows cost together, in US dollars; None: it knows none of them."""
     unpriced: int = 0
     """Requests whose price is not known: they are missing from `cost_usd`."""
+    throttled: int = 0
+    """Requests that had to wait for `lm_limits` or after a provider's 429, and those that were not sent as their turn
+    would have come after the deadline."""
+    throttled_s: float = 0.0
+    """How long those waited together, in seconds."""
 
 
 class UsageStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -84,7 +84,7 @@ def caller_of(arguments: bytes | None, lm: Any, relay: Relay | None = None) -> C
     caller = Caller(arguments, None if lm is None else lm_spec(lm), relay=relay)
     defaults = _defaults()
     for name, value in settings.copy().items():
-        if name in _STAY or name.startswith("_") or value is None:
+        if name in _STAY or name.startswith(("_", "dspool_")) or value is None:  # dspool_: a worker's, in a worker
             continue
         if type(value) in _ATOMS:
             if name not in defaults or value != defaults[name]:

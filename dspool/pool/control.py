@@ -24,11 +24,12 @@ from dspool.pool.core.states import PoolState
 from dspool.pool.driver import Driver
 from dspool.pool.events import Events
 from dspool.pool.lease import settle
+from dspool.pool.limit_file import LimitFile
 from dspool.pool.lm_keys import LMKeys
 from dspool.pool.lm_specs import adapter_spec, lm_spec
 from dspool.pool.programs import ProgramStore
 from dspool.pool.session_lms import SessionLMs
-from dspool.pool.starts import asked_of, boot_config, make_cache_folders, make_launcher
+from dspool.pool.starts import asked_of, boot_config, limits_spec, make_cache_folders, make_launcher
 from dspool.pool.steps import Steps
 from dspool.protocol.codec import MSGPACK
 from dspool.protocol.messages import HANDSHAKE_ID, BootConfig, LMSpec, NamedProgram, Request
@@ -73,6 +74,7 @@ class ControlPlane:
             NamedProgram(program.program_id, program.spec) for program in map(self.programs.resolve, options.warm)
         ]
         self.driver.warm = tuple(program.program_id for program in self._warm)
+        self._limit_file: LimitFile | None = None
         self._check_boot_configs()
         if self.lm is not None:
             self.lm_keys.look(self.lm, everywhere=True)
@@ -98,6 +100,7 @@ class ControlPlane:
             c.Renew: lambda order: self.supervisor.renew(),
             c.Report: lambda order: self.events.publish(order.event, order.fields),
         }
+        self._limit_file = LimitFile()
 
     def wake(self) -> None:
         """Wake the control plane; from anywhere."""
@@ -206,6 +209,8 @@ class ControlPlane:
             self.frame_log.close()
         self._wake_in.close()
         self._wake_out.close()
+        if self._limit_file is not None:
+            self._limit_file.close()
 
     def failed(self, error: BaseException) -> None:
         """The control plane itself failed, or its loop ends: nothing starts or stops any more."""
@@ -229,4 +234,7 @@ class ControlPlane:
                 ) from None
 
     def _boot_config(self, worker_id: int, group: str) -> BootConfig:
-        return boot_config(self.options, worker_id, group, lm=self.lm, adapter=self._adapter, warm=self._warm)
+        limits = None if self._limit_file is None else limits_spec(self.options, self._limit_file.path)
+        return boot_config(
+            self.options, worker_id, group, lm=self.lm, adapter=self._adapter, warm=self._warm, limits=limits
+        )

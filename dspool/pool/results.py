@@ -163,6 +163,8 @@ def _invalid_args(info: ErrorInfo) -> str:
 
 
 def _lm_error(info: ErrorInfo) -> str:
+    if info.details.get("lm_code") == "throttled":  # by the pool itself, which says what to do
+        return f"did not ask its LM: {info.message}"
     status = f" (status {info.status})" if info.status is not None else ""
     if info.status in (401, 403) or info.details.get("lm_code") in _KEY_CODES or "API key not valid" in info.message:
         advice = _KEY_ADVICE

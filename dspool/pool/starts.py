@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from dspool.errors import OptionsError
-from dspool.options import PoolOptions, WorkerGroup
+from dspool.options import LMLimit, PoolOptions, WorkerGroup
 from dspool.pool.lm_specs import adapter_spec, lm_spec
-from dspool.protocol.messages import BootConfig, CacheSpec, LMSpec, NamedProgram
+from dspool.protocol.messages import BootConfig, CacheSpec, LimitSpec, LimitsSpec, LMSpec, NamedProgram
 from dspool.protocol.private_folder import make_private
 from dspool.supervisor.environment import Asked, Program
 from dspool.supervisor.environment.caches import folder_of
@@ -42,6 +42,7 @@ def boot_config(
     lm: LMSpec | None,
     adapter: str | bytes | None,
     warm: Sequence[NamedProgram] = (),
+    limits: LimitsSpec | None = None,
 ) -> BootConfig:
     """What the handshake tells a worker of a group."""
     its_group = next(each for each in options.groups if each.name == group)
@@ -57,9 +58,20 @@ def boot_config(
         max_frame_bytes=options.max_frame_bytes,
         on_loop=options.execution == "async",
         cache=cache_spec(options, its_group),
+        limits=limits,
         # What runs this interpreter, from this sys.path, finds what this process has found.
         required_packages=[] if options.python is None else list(options.required_packages),
     )
+
+
+def limits_spec(options: PoolOptions, path: str) -> LimitsSpec:
+    """What the workers may ask of LMs together, and the file by which they know of each other."""
+    models = {
+        model: LimitSpec(limit.requests_per_minute, limit.tokens_per_minute, limit.burst_s)
+        for model, limit in options.lm_limits.items()
+        if isinstance(limit, LMLimit)
+    }
+    return LimitsSpec(path, models)
 
 
 def cache_spec(options: PoolOptions, group: WorkerGroup) -> CacheSpec:

@@ -1,7 +1,7 @@
 """What calls used of LMs, summed for the pool, and by model, program and session.
 
 A worker says with each response what its call used; whoever reads the response adds it here, before the caller gets
-the result. Calls that used nothing don't come here at all.
+the result. Calls that used nothing and waited for nothing don't come here at all.
 
 Rules:
     1. Sums never go down and nothing resets them. A row that is forgotten for a newer one goes into the table's others,
@@ -103,6 +103,8 @@ def _row(use: ModelUse) -> LMUsage:
         cached_tokens=use.cached_tokens,
         cost_usd=use.cost_usd if priced else None,
         unpriced=use.requests - priced,
+        throttled=use.throttled,
+        throttled_s=use.throttled_s,
     )
 
 
@@ -118,4 +120,6 @@ def _sum(one: LMUsage, other: LMUsage, calls: int | None = None) -> LMUsage:
         cached_tokens=one.cached_tokens + other.cached_tokens,
         cost_usd=sum(costs) if costs else None,
         unpriced=one.unpriced + other.unpriced,
+        throttled=one.throttled + other.throttled,
+        throttled_s=one.throttled_s + other.throttled_s,
     )

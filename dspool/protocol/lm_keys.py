@@ -128,6 +128,11 @@ def missing_variables(spec: LMSpec, environment: Mapping[str, str]) -> tuple[str
     return () if any(environment.get(name) for name in variables) else variables
 
 
+def variables_of(model: str) -> tuple[str, ...]:
+    """The variables that a model's key may come from; empty where that can't be known."""
+    return _variables(provider_of(model), through_litellm=True)
+
+
 def _through_litellm(spec: LMSpec) -> bool:
     return spec.kwargs.get("engine") == "litellm" or spec.kwargs.get("model_type") == "text"
 

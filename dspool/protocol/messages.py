@@ -85,6 +85,7 @@ class ModelUse(msgspec.Struct, omit_defaults=True):
     """What one call asked of one model: the requests that used tokens, those tokens, and what is known of their price.
 
     `requests` were answered by the provider, not by a cache; of so many of them, `priced`, `cost_usd` is the sum.
+    `throttled` were held back by a limit or a provider's 429, `throttled_s` in all, or failed for it.
     """
 
     model: Annotated[str, msgspec.Meta(max_length=MAX_MODEL_CHARS)]
@@ -95,6 +96,8 @@ class ModelUse(msgspec.Struct, omit_defaults=True):
     cached_tokens: Count = 0
     priced: Count = 0
     cost_usd: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    throttled: Count = 0
+    throttled_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class FieldChunk(msgspec.Struct, tag_field="of", tag="field"):
@@ -256,6 +259,24 @@ class CacheSpec(msgspec.Struct, omit_defaults=True, frozen=True):
     explicit: bool = False
 
 
+class LimitSpec(msgspec.Struct, omit_defaults=True, frozen=True):
+    """What may be asked of a model: LMLimit in what a worker is told."""
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    burst_s: float = 6.0
+
+
+class LimitsSpec(msgspec.Struct, omit_defaults=True, frozen=True):
+    """How a pool's workers share what LMs' providers allow.
+
+    `path`: a file that all of them may write to, empty at first. `models`: limits by model, "*" for any other one.
+    """
+
+    path: str
+    models: dict[str, LimitSpec] = {}
+
+
 class BootConfig(msgspec.Struct, omit_defaults=True):
     """What the handshake tells a worker."""
 
@@ -275,6 +296,8 @@ class BootConfig(msgspec.Struct, omit_defaults=True):
     """Run async programs on the worker's event loop, where they can be cancelled."""
     cache: CacheSpec | None = None
     """None: DSPy's own, as it is."""
+    limits: LimitsSpec | None = None
+    """None: nothing is shared with other workers."""
 
 
 class StreamArgs(msgspec.Struct, omit_defaults=True, frozen=True):

@@ -3,7 +3,7 @@
 Rules:
     1. A call's response is written when nothing of it runs any more, never before: its slot is idle after that.
     2. A cancellation is a wish. What runs on the worker's event loop (call_loop.py) is ended by it; what runs on a
-       thread is told at the next piece that it gives, and before its next request to an LM.
+       thread is told at the next piece that it gives, before its next request to an LM, and in a pause between two.
 
 The loop is started by the first call that wants it, on a daemon thread: a worker without such calls has none, and
 doesn't import asyncio. Imports no dspy.
@@ -55,13 +55,14 @@ class Cancellation:
     def __init__(self) -> None:
         self.requested = False
         self._end: Callable[[], object] | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.Condition(threading.Lock())
 
     def request(self) -> None:
         """Cancel the call; from any thread, more than once."""
         with self._lock:
             self.requested = True
             end = self._end
+            self._lock.notify_all()
         if end is not None:
             end()
 
@@ -77,6 +78,12 @@ class Cancellation:
         """Raise CallCancelled where the call was cancelled."""
         if self.requested:
             raise CallCancelled
+
+    def pause(self, seconds: float) -> None:
+        """Wait so long on this thread; raise CallCancelled as soon as the call is cancelled."""
+        with self._lock:
+            self._lock.wait_for(lambda: self.requested, seconds)
+        self.check()
 
 
 class CancelledCalls:

@@ -6,7 +6,7 @@ and always on the main thread, which dspy.configure then belongs to.
 Rules:
     1. What a call may change is set per call with dspy.context, so calls on other slots don't see it.
     2. Nothing grows: no histories, and a trace ends with its call; LM objects are kept by least recent use.
-    3. No request to an LM, retries and their pauses included, is begun that can't end before the call's deadline.
+    3. What a request to an LM may take, and when it may be sent, is lms.py's; a call's context carries what says so.
 
 Knows no pipes and no messages but the specs.
 """
@@ -16,143 +16,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import cloudpickle
 import dspy
 import msgspec
-from dspy.clients.base_lm import LM_CLASS_STATE_KEY
-from dspy.clients.execution import aexecute, execute, finalize, prepare
-from dspy.utils.callback import with_callbacks
 
 from dspool.protocol.messages import BootConfig, Caller, LMSpec
 from dspool.protocol.secrets import Secrets
 from dspool.worker.caches import set_cache
 from dspool.worker.call_loop import Outlet
 from dspool.worker.callers import CallerRun
-from dspool.worker.deadlines import SHORTEST_S, pause_asked, request_timeout, retry_pause
 from dspool.worker.inputs import Inputs, of_module
+from dspool.worker.limits import Limits
+from dspool.worker.lms import CANCELLATION, DEADLINE, LIMITS, DeadlineLM
 from dspool.worker.programs import Outcome
 from dspool.worker.running import RunningCall
-from dspool.worker.spending import COSTS, CallTracker, attach, note_cost
+from dspool.worker.spending import COSTS, WAITS, CallTracker, attach
 
 MAX_LMS = 64
 """LM objects kept; each holds connections and threads of its client."""
 MAX_SETTINGS = 32
 """Adapters and other objects of callers' settings that are kept."""
-DEADLINE = "dspool_deadline"
-"""The call's absolute deadline among DSPy's settings, so that it goes wherever dspy.context goes: asyncio tasks,
-asyncify, dspy.Parallel's threads."""
-CANCELLATION = "dspool_cancellation"
-"""The call's Cancellation, in the same way: a program on a thread ends before its next request to an LM."""
 
+_log = logging.getLogger(__name__)
 _ADAPTERS = {"chat": "ChatAdapter", "json": "JSONAdapter", "xml": "XMLAdapter"}
 
 CallContext = Callable[[], contextlib.AbstractContextManager[CallTracker]]
-F = TypeVar("F", bound=Callable[..., Any])
-_observed: Callable[[F], F] = with_callbacks
-
-if TYPE_CHECKING:
-
-    class _LM:
-        """What is used here of dspy.LM, which is not typed."""
-
-        model: str
-        num_retries: int
-        engine: Any
-
-        def __init__(self, model: str, **settings: Any) -> None: ...
-        def copy(self, **settings: Any) -> Any: ...
-        def dump_state(self) -> dict[str, Any]: ...
-
-else:
-    _LM = dspy.LM
-
-
-class DeadlineLM(_LM):
-    """A dspy.LM that gives up in time: its timeout and retries come from what is left of the call's deadline.
-
-    DSPy's own defaults, 600 s a read and three retries, outlive any call, and then the worker is killed for it. The
-    steps are those of dspy.BaseLM.__call__; only the middle one is done here, on a copy that shares the LM's
-    connections. The request is prepared before, so DSPy's response cache never sees the timeout, which is in its key.
-    """
-
-    @_observed
-    def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
-        """As dspy.LM, within the call's deadline."""
-        if (cancellation := dspy.settings.get(CANCELLATION)) is not None:
-            cancellation.check()
-        call = prepare(self, prompt, messages, kwargs)
-        deadline = dspy.settings.get(DEADLINE)
-        if deadline is None:
-            return self._finished(call, execute(self, call))
-        attempt = 0
-        while True:
-            try:
-                return self._finished(call, execute(self._within(call, deadline), call))
-            except dspy.LMError as error:
-                pause = self._pause_before_retry(attempt, error, deadline)
-                if pause is None:
-                    raise
-            time.sleep(pause)
-            attempt += 1
-
-    @_observed
-    async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
-        """As dspy.LM, within the call's deadline."""
-        call = await asyncio.to_thread(prepare, self, prompt, messages, kwargs, asynchronous=True)
-        deadline = dspy.settings.get(DEADLINE)
-        if deadline is None:
-            return self._finished(call, await aexecute(self, call))
-        attempt = 0
-        while True:
-            try:
-                return self._finished(call, await aexecute(self._within(call, deadline), call))
-            except dspy.LMError as error:
-                pause = self._pause_before_retry(attempt, error, deadline)
-                if pause is None:
-                    raise
-            await asyncio.sleep(pause)
-            attempt += 1
-
-    def _finished(self, call: Any, result: Any) -> Any:
-        note_cost(self.model, result)
-        return finalize(self, call, result)
-
-    def _within(self, call: Any, deadline: float) -> DeadlineLM:
-        """A copy for one attempt, with what is left as its timeout where it has none of its own that is shorter."""
-        left = deadline - time.monotonic()
-        if left < SHORTEST_S:
-            raise dspy.LMTimeoutError("the call's deadline has come; the request was not sent", model=self.model)
-        settings: dict[str, Any] = {"num_retries": 0}
-        own = call.legacy.get("timeout")
-        if isinstance(self.engine, str) and (own is None or (isinstance(own, int | float) and own > left)):
-            settings["timeout"] = request_timeout(left)
-            if own is not None:
-                call.legacy["timeout"] = settings["timeout"]
-        copied: DeadlineLM = self.copy(**settings)
-        return copied
-
-    def _pause_before_retry(self, attempt: int, error: dspy.LMError, deadline: float) -> float | None:
-        """How long to wait before the next attempt; None if there is none: not worth it, used up, or too late.
-
-        A stream is never begun again here: pieces of it may have been sent.
-        """
-        streamed = dspy.settings.send_stream is not None
-        if streamed or attempt >= self.num_retries or not dspy.is_retryable_lm_error(error):
-            return None
-        pause = retry_pause(attempt, pause_asked(error))
-        return pause if time.monotonic() + pause + SHORTEST_S < deadline else None
-
-    def dump_state(self) -> dict[str, Any]:
-        """As dspy.LM, which can be loaded anywhere."""
-        state = super().dump_state()
-        state[LM_CLASS_STATE_KEY] = "dspy.clients.lm.LM"
-        return state
 
 
 class ModuleProgram:
@@ -269,6 +163,7 @@ class Runtime:
         self._lms: OrderedDict[str, Any] = OrderedDict()
         self._settings: OrderedDict[bytes, Any] = OrderedDict()
         self._lock = threading.Lock()
+        self._limits = _limits(config)
         if config.cache is not None:
             set_cache(config.cache)
         defaults: dict[str, Any] = {"track_usage": True, "disable_history": True, "trace": None}
@@ -315,7 +210,8 @@ class Runtime:
         """
         tracker = CallTracker()
         chosen = {} if lm is None else {"lm": self.lm_of(lm)}
-        own = {"trace": [], "usage_tracker": tracker, DEADLINE: deadline, COSTS: tracker.costs}
+        own = {"trace": [], "usage_tracker": tracker, DEADLINE: deadline, LIMITS: self._limits}
+        own |= {COSTS: tracker.costs, WAITS: tracker.waits}
         with dspy.context(**{**self._per_call, **chosen, **own, **settings}):
             try:
                 yield tracker
@@ -378,6 +274,26 @@ class Runtime:
                 raise ValueError(f"an LM is meant for the predictor {name!r}; the module has {', '.join(predictors)}")
             predictors[name].lm = self.lm(spec)
         return ModuleProgram(module, self)
+
+
+def _limits(config: BootConfig) -> Limits | None:
+    """What this worker shares with the pool's others.
+
+    Raises:
+        RuntimeError: it can't, and the pool has limits that would be broken.
+    """
+    if config.limits is None:
+        return None
+    try:
+        return Limits(config.limits)
+    except OSError as error:
+        if config.limits.models:
+            raise RuntimeError(
+                f"lm_limits can't be kept: {config.limits.path}, which the workers share, can't be opened ({error}). "
+                "Run the workers as the user that opens the pool, or open it without lm_limits"
+            ) from error
+        _log.warning("a provider's 429 won't hold back other workers: %s can't be opened", config.limits.path)
+        return None
 
 
 def _adapter(spec: str | bytes) -> Any:

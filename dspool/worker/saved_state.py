@@ -83,7 +83,7 @@ def _lm(name: str, state: Any) -> Any:
     """A predictor's own LM; None where it had none, or one that is more than a model and its settings."""
     if not isinstance(state, Mapping) or not isinstance(state.get("model"), str):
         return None
-    from dspool.worker.runtime import DeadlineLM
+    from dspool.worker.lms import DeadlineLM
 
     kind = state.get("_dspy_lm_class", "dspy.clients.lm.LM")
     if kind != "dspy.clients.lm.LM" or not isinstance(state.get("engine", ""), str):

@@ -24,6 +24,8 @@ from dspool.worker.programs import SPENT
 
 COSTS = "dspool_costs"
 """Where answers' prices are put, among DSPy's settings: a tracker that a program sets up itself knows none."""
+WAITS = "dspool_waits"
+"""Where it is put that a request was held back, in the same way."""
 MAX_MODELS = 32
 """Of one call that are told apart; the other ones together are OTHERS. An error that is cut to fit must have room."""
 OTHERS = "other models"
@@ -37,23 +39,26 @@ class CallTracker(UsageTracker):  # type: ignore[misc,unused-ignore]
         super().__init__()
         self.costs: list[tuple[str, float]] = []
         """Model and US dollars of each answer with a price. Any thread may append to it."""
+        self.waits: list[tuple[str, float]] = []
+        """Model and seconds of each request that was held back. Any thread may append to it."""
         self._copies: list[CallTracker] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CallTracker:
         """For a thread of dspy.Parallel, each of whose items gets a copy: one that begins with nothing."""
         copied = CallTracker()
-        copied.costs = self.costs
+        copied.costs, copied.waits = self.costs, self.waits
         self._copies.append(copied)
         return copied
 
     def spent(self) -> list[ModelUse] | None:
-        """What the call used so far, by model; None where it used nothing."""
+        """What the call used so far, by model; None where it used nothing and waited for nothing."""
         uses: dict[str, ModelUse] = {}
         for model, entry in self._entries():
-            name = str(model)[:MAX_MODEL_CHARS]
-            if name not in uses and len(uses) >= MAX_MODELS:
-                name = OTHERS
-            _add(uses.setdefault(name, ModelUse(name)), entry)
+            _add(_use_of(uses, model), entry)
+        for model, waited_s in list(self.waits):
+            held_back = _use_of(uses, model)
+            held_back.throttled += 1
+            held_back.throttled_s += waited_s
         for model, cost in list(self.costs):
             use = uses.get(str(model)[:MAX_MODEL_CHARS]) or uses.get(OTHERS)
             if use is not None and use.priced < use.requests:
@@ -67,6 +72,25 @@ class CallTracker(UsageTracker):  # type: ignore[misc,unused-ignore]
                 yield model, entry
         for copied in list(self._copies):
             yield from copied._entries()
+
+
+def _use_of(uses: dict[str, ModelUse], model: object) -> ModelUse:
+    name = str(model)[:MAX_MODEL_CHARS]
+    if name not in uses and len(uses) >= MAX_MODELS:
+        name = OTHERS
+    return uses.setdefault(name, ModelUse(name))
+
+
+def note_wait(model: str, waited_s: float) -> None:
+    """A request to an LM was held back by a limit: remember how long.
+
+    Args:
+        model: the LM's.
+        waited_s: in seconds; 0 where it was not sent.
+    """
+    waits = dspy.settings.get(WAITS)
+    if waits is not None:
+        waits.append((model, waited_s))
 
 
 def note_cost(model: str, result: Any) -> None:
@@ -90,6 +114,13 @@ def attach(error: BaseException, tracker: CallTracker) -> None:
         spent = tracker.spent()
         if spent is not None:
             setattr(error, SPENT, spent)
+
+
+def tokens_in(usage: Mapping[str, Any]) -> int:
+    """The tokens of one answer, by what the provider says of it; 0 where it says nothing."""
+    use = ModelUse("")
+    _add(use, usage)
+    return use.total_tokens
 
 
 def _add(use: ModelUse, entry: Mapping[str, Any]) -> None:

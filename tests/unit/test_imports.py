@@ -93,6 +93,7 @@ MAY_IMPORT_DSPY_LATE = frozenset({"worker", "pool", "daemon", "bench", "testing"
 # These are themselves imported only by a worker that has a DSPy program. They may take anyio too, which DSPy imports.
 MAY_IMPORT_DSPY_AT_ONCE = frozenset(
     {
+        "dspool.worker.lms",
         "dspool.worker.runtime",
         "dspool.worker.programs",
         "dspool.worker.callers",

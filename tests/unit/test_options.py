@@ -64,3 +64,40 @@ def test_a_namespace_is_a_name(namespace: Any) -> None:
         PoolOptions(cache_namespace=namespace)
     with pytest.raises(dspool.OptionsError, match=r"^WorkerGroup\('a'\)\.cache_namespace must be 1 to 64 letters"):
         dspool.WorkerGroup(name="a", workers=1, cache_namespace=namespace)
+
+
+def test_limits_of_lms_are_structs_or_dicts_of_their_arguments() -> None:
+    limit = dspool.LMLimit(requests_per_minute=500, tokens_per_minute=200_000, burst_s=6.0)
+    options = PoolOptions(
+        lm_limits={"openai/a": {"requests_per_minute": 500, "tokens_per_minute": 200_000}, "*": limit}
+    )
+    assert options.lm_limits == {"openai/a": limit, "*": limit}
+    assert PoolOptions().lm_limits == {}
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (None, "lm_limits must be a mapping of models to LMLimits; it is a NoneType"),
+        ({5: {}}, "lm_limits must name models as their LMs do, or '*' for any; one name is 5"),
+        ({"": {}}, "one name is ''"),
+        ({"m": 500}, "lm_limits['m'] must be an LMLimit or a dict of its arguments; it is 500"),
+        ({"m": {}}, "lm_limits['m'] must have requests_per_minute, tokens_per_minute or both; it limits nothing"),
+        ({"m": {"rpm": 5}}, "lm_limits['m'] has no 'rpm'. There are requests_per_minute, tokens_per_minute, burst_s"),
+        ({"m": {"request_per_minute": 5}}, "has no 'request_per_minute'; did you mean 'requests_per_minute'?"),
+        ({"m": {"requests_per_minute": 0}}, "lm_limits['m'].requests_per_minute must be a number, 0.001 to 1e+09, or "),
+        ({"m": {"tokens_per_minute": "many"}}, "lm_limits['m'].tokens_per_minute must be a number, 0.001 to 1e+09"),
+        ({"m": {"tokens_per_minute": 5, "burst_s": 61}}, "lm_limits['m'].burst_s must be a number, 0 to 60; it is 61"),
+        ({"m": {"tokens_per_minute": 5, "burst_s": None}}, "lm_limits['m'].burst_s must be a number, 0 to 60; it is N"),
+        ({str(number): {} for number in range(129)}, "lm_limits may name 128 models, not 129; '*' is any other one"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(limits: Any, said: str) -> None:
+    with pytest.raises(dspool.OptionsError) as caught:
+        PoolOptions(lm_limits=limits)
+    assert said in str(caught.value)
+
+
+def test_a_limit_alone_names_itself() -> None:
+    with pytest.raises(dspool.OptionsError, match=r"^LMLimit\.burst_s must be a number, 0 to 60; it is -1"):
+        dspool.LMLimit(requests_per_minute=5, burst_s=-1)

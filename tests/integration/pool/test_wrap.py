@@ -404,6 +404,14 @@ def test_the_callers_settings_apply(make_pool: MakePool, programs: Any, dspy: An
         assert given().lm[0] == "openai/given"
 
 
+def test_what_a_worker_has_put_among_the_settings_stays_there(make_pool: MakePool, programs: Any, dspy: Any) -> None:
+    from dspool.worker.lms import CANCELLATION, DEADLINE, LIMITS
+
+    told = make_pool(workers=1).wrap(programs.Told())  # as a pool that a program opens in its worker
+    with dspy.context(**{DEADLINE: 0.0, CANCELLATION: threading.Lock(), LIMITS: threading.Lock()}, mine=[1]):
+        assert told().mine == [1]
+
+
 def test_any_argument_goes_along(make_pool: MakePool, programs: Any, dspy: Any) -> None:
     told = make_pool(workers=1).wrap(programs.Told())
     found = told(3, "four", example=dspy.Example(a=1), function=len, lm=dspy.LM("openai/passed"))

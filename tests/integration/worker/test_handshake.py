@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dspool.protocol.limits import EXIT_BOOT_ERROR
-from dspool.protocol.messages import BootConfig, ImportedProgram, NamedProgram
+from dspool.protocol.messages import BootConfig, ImportedProgram, LimitSpec, LimitsSpec, NamedProgram
 
 if TYPE_CHECKING:
     from tests.integration.worker.conftest import Driven, Launch, Spawn
@@ -105,6 +105,20 @@ def test_an_unknown_adapter_is_a_boot_error(launch: Launch) -> None:
     worker = launch()
     worker.handshake(config(adapter="braille"))
     assert_boot_error(worker, "builtins.ValueError", "there is no adapter 'braille'")
+
+
+def test_limits_that_cannot_be_kept_are_a_boot_error(launch: Launch) -> None:
+    worker = launch()
+    worker.handshake(config(adapter="chat", limits=LimitsSpec("/nowhere/limits", {"*": LimitSpec(60.0)})))
+    assert_boot_error(
+        worker, "builtins.RuntimeError", "lm_limits can't be kept: /nowhere/limits, which the workers share"
+    )
+
+
+def test_where_there_are_no_limits_nothing_has_to_be_shared(launch: Launch) -> None:
+    worker = launch()
+    assert worker.handshake(config(adapter="chat", limits=LimitsSpec("/nowhere/limits"))).success
+    assert "won't hold back other workers: /nowhere/limits can't be opened" in worker.errors()
 
 
 def test_another_protocol_version_is_a_boot_error(launch: Launch) -> None:

@@ -60,6 +60,14 @@ def test_a_call_of_two_models_is_one_call() -> None:
     assert stats.by_session == {}
 
 
+def test_what_was_held_back_is_summed() -> None:
+    book = UsageBook(10)
+    book.add("qa", None, [use(throttled=2, throttled_s=0.5)])
+    book.add("qa", None, [ModelUse("m", throttled=1, throttled_s=1.25)])
+    total = book.stats().total
+    assert (total.calls, total.requests, total.throttled, total.throttled_s) == (2, 1, 3, 1.75)
+
+
 def test_what_has_no_price_is_said_to_have_none() -> None:
     book = UsageBook(10)
     book.add("qa", None, [use()])

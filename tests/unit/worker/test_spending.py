@@ -114,3 +114,29 @@ def test_a_worker_that_counts_backwards_is_not_believed(wrong: dict[str, Any]) -
     body = bytes(MSGPACK.encode(refused(1, ErrorInfo("program_error"), [use]))[HEADER_BYTES:])
     with pytest.raises(InvalidMessage):
         MSGPACK.decode_response(body)
+
+
+def test_requests_that_were_held_back_are_counted_with_their_models(tracker: Any) -> None:
+    import dspy
+
+    from dspool.worker.spending import WAITS, note_wait
+
+    with dspy.context(**{WAITS: tracker.waits}):
+        note_wait("a", 1.5)
+        note_wait("b", 0.0)
+    with dspy.context(**{WAITS: copy.deepcopy(tracker).waits}):  # of dspy.Parallel
+        note_wait("a", 0.25)
+    with dspy.context(**{WAITS: None}):
+        note_wait("a", 9.0)
+    tracker.add_usage("a", ENTRY)
+    uses = {use.model: use for use in tracker.spent()}
+    assert uses == {
+        "a": ModelUse("a", 1, 8, 2, 10, throttled=2, throttled_s=1.75),
+        "b": ModelUse("b", throttled=1),
+    }
+
+
+def test_the_tokens_of_one_answer() -> None:
+    from dspool.worker.spending import tokens_in
+
+    assert [tokens_in(usage) for usage in (ENTRY, {"input_tokens": 3, "output_tokens": 4}, {})] == [10, 7, 0]

@@ -1,0 +1,184 @@
+"""The LM of a worker: dspy.LM within its call's deadline and its pool's limits.
+
+Rules:
+    1. No request, retries and the pauses before them included, is begun that can't end before the call's deadline.
+    2. Whatever is really sent passes the limits first, each retry too. What a cache answers passes nothing.
+    3. Where a call can be cancelled, a pause ends with it.
+
+Imports dspy; the runtime makes these LMs, and puts what they need into each call's context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import dspy
+from dspy.clients.base_lm import LM_CLASS_STATE_KEY
+from dspy.clients.execution import IGNORED_CACHE_KEYS, aexecute, execute, finalize, prepare
+from dspy.utils.callback import with_callbacks
+
+from dspool.worker.deadlines import SHORTEST_S, pause_asked, request_timeout, retry_pause
+from dspool.worker.limits import Gate, Limits, TurnTooLate
+from dspool.worker.running import Cancellation
+from dspool.worker.spending import note_cost, note_wait, tokens_in
+
+DEADLINE = "dspool_deadline"
+"""The call's absolute deadline among DSPy's settings, so that it goes wherever dspy.context goes: asyncio tasks,
+asyncify, dspy.Parallel's threads."""
+CANCELLATION = "dspool_cancellation"
+"""The call's Cancellation, in the same way: a program on a thread ends before its next request to an LM."""
+LIMITS = "dspool_limits"
+"""The worker's Limits, in the same way."""
+THROTTLED = "throttled"
+"""The code of a rate limit error that is the pool's own: no provider was asked."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+_observed: Callable[[F], F] = with_callbacks
+
+if TYPE_CHECKING:
+
+    class _LM:
+        """What is used here of dspy.LM, which is not typed."""
+
+        model: str
+        num_retries: int
+        engine: Any
+        kwargs: dict[str, Any]
+
+        def __init__(self, model: str, **settings: Any) -> None: ...
+        def copy(self, **settings: Any) -> Any: ...
+        def dump_state(self) -> dict[str, Any]: ...
+
+else:
+    _LM = dspy.LM
+
+
+class DeadlineLM(_LM):
+    """A dspy.LM that gives up in time: its timeout and retries come from what is left of the call's deadline.
+
+    DSPy's own defaults, 600 s a read and three retries, outlive any call, and then the worker is killed for it. The
+    steps are those of dspy.BaseLM.__call__; only the middle one is done here, on a copy that shares the LM's
+    connections. The request is prepared before, so DSPy's response cache never sees the timeout, which is in its key.
+    """
+
+    @_observed
+    def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        """As dspy.LM, within the call's deadline."""
+        cancellation: Cancellation | None = dspy.settings.get(CANCELLATION)
+        wait = time.sleep if cancellation is None else cancellation.pause
+        if cancellation is not None:
+            cancellation.check()
+        call, deadline = prepare(self, prompt, messages, kwargs), _deadline()
+        attempt = 0
+        while True:
+            gate = self._gate(call)
+            if gate is not None and not _is_cached(self, call, False):
+                for pause in self._pauses(gate, deadline):
+                    wait(pause)
+            try:
+                return self._finished(call, execute(self._within(call, deadline), call), gate)
+            except dspy.LMError as error:
+                retry_after = self._pause_after(error, call, gate, attempt, deadline)
+                if retry_after is None:
+                    raise
+            wait(retry_after)
+            attempt += 1
+
+    @_observed
+    async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        """As dspy.LM, within the call's deadline."""
+        call = await asyncio.to_thread(prepare, self, prompt, messages, kwargs, asynchronous=True)
+        attempt, deadline = 0, _deadline()
+        while True:
+            gate = self._gate(call)
+            if gate is not None and not await asyncio.to_thread(_is_cached, self, call, True):
+                for pause in self._pauses(gate, deadline):
+                    await asyncio.sleep(pause)
+            try:
+                return self._finished(call, await aexecute(self._within(call, deadline), call), gate)
+            except dspy.LMError as error:
+                retry_after = self._pause_after(error, call, gate, attempt, deadline)
+                if retry_after is None:
+                    raise
+            await asyncio.sleep(retry_after)
+            attempt += 1
+
+    def _finished(self, call: Any, result: Any, gate: Gate | None) -> Any:
+        note_cost(self.model, result)
+        if gate is not None:
+            gate.used(0 if result.cache_hit else tokens_in(result.usage or {}))
+        return finalize(self, call, result)
+
+    def _gate(self, call: Any) -> Gate | None:
+        """What this request has to pass, if anything."""
+        limits: Limits | None = dspy.settings.get(LIMITS)
+        return None if limits is None else limits.gate(self.model, {**self.kwargs, **call.legacy}, call.n)
+
+    def _pauses(self, gate: Gate, deadline: float) -> Iterator[float]:
+        """The pauses until the request may be sent; what it waited is remembered, also where that was in vain."""
+        began = time.monotonic()
+        try:
+            yield from gate.pauses(deadline)
+        except TurnTooLate as late:
+            text, wait_s = str(late), late.wait_s
+            raise dspy.LMRateLimitError(text, code=THROTTLED, model=self.model, retry_after=wait_s) from None
+        finally:
+            if gate.held_back:
+                note_wait(self.model, time.monotonic() - began)
+
+    def _within(self, call: Any, deadline: float) -> DeadlineLM:
+        """A copy for one attempt, with what is left as its timeout where it has none of its own that is shorter."""
+        if deadline == math.inf and dspy.settings.send_stream is not None:
+            return self  # DSPy knows whether pieces of it were sent, and so whether it may be begun again
+        left = deadline - time.monotonic()
+        if left < SHORTEST_S:
+            raise dspy.LMTimeoutError("the call's deadline has come; the request was not sent", model=self.model)
+        settings: dict[str, Any] = {"num_retries": 0}
+        own = call.legacy.get("timeout")
+        longer = own is None or (isinstance(own, int | float) and own > left)
+        if isinstance(self.engine, str) and left < math.inf and longer:
+            settings["timeout"] = request_timeout(left)
+            if own is not None:
+                call.legacy["timeout"] = settings["timeout"]
+        copied: DeadlineLM = self.copy(**settings)
+        return copied
+
+    def _pause_after(
+        self, error: dspy.LMError, call: Any, gate: Gate | None, attempt: int, deadline: float
+    ) -> float | None:
+        """How long to wait before the next attempt; None if there is none: not worth it, used up, or too late.
+
+        Where the provider asks for a pause, the whole pool keeps it. A stream is never begun again here: pieces of it
+        may have been sent.
+        """
+        if gate is not None:
+            gate.used(0)
+        asked, limits = pause_asked(error), dspy.settings.get(LIMITS)
+        if limits is not None and asked and isinstance(error, dspy.LMRateLimitError):
+            limits.hold(self.model, {**self.kwargs, **call.legacy}, asked)
+        streamed = dspy.settings.send_stream is not None
+        if streamed or attempt >= self.num_retries or not dspy.is_retryable_lm_error(error):
+            return None
+        pause = retry_pause(attempt, asked)
+        return pause if time.monotonic() + pause + SHORTEST_S < deadline else None
+
+    def dump_state(self) -> dict[str, Any]:
+        """As dspy.LM, which can be loaded anywhere."""
+        state = super().dump_state()
+        state[LM_CLASS_STATE_KEY] = "dspy.clients.lm.LM"
+        return state
+
+
+def _deadline() -> float:
+    """The call's, absolute; infinity where it has none."""
+    deadline = dspy.settings.get(DEADLINE)
+    return math.inf if deadline is None else float(deadline)
+
+
+def _is_cached(lm: DeadlineLM, call: Any, asynchronous: bool) -> bool:
+    """Whether a cache has the answer. Looked up once more when it is asked for: others may have it by then."""
+    return bool(call.cache) and dspy.cache.get(call.key(lm, asynchronous), IGNORED_CACHE_KEYS) is not None
