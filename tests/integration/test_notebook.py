@@ -1,0 +1,77 @@
+"""The notebook of the examples, cell by cell in a real kernel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbclient
+import nbformat
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+NOTEBOOK = Path(__file__).parents[2] / "examples" / "notebook.ipynb"
+CELL_S = 40
+"""How long a cell may take."""
+
+
+class Kernel(nbclient.NotebookClient):
+    """Runs the notebook's cells, and presses the stop button when a worker says that it dawdles."""
+
+    def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
+        """What a cell says comes here."""
+        if "event='dawdling'" in msg["content"].get("text", ""):
+            self.stopping = asyncio.ensure_future(self.km.interrupt_kernel())
+        return super().process_message(msg, cell, cell_index)
+
+    def run(self, number: int) -> str:
+        """Run a code cell; what it said and gave."""
+        index = [index for index, cell in enumerate(self.nb.cells) if cell.cell_type == "code"][number]
+        cell = self.execute_cell(self.nb.cells[index], index)
+        said = [each.get("text") or each.get("data", {}).get("text/plain") or each["ename"] for each in cell.outputs]
+        return "\n".join(said)
+
+    def started(self) -> list[psutil.Process]:
+        """The kernel's own children: pools' workers and what they are forked from."""
+        return psutil.Process(self.km.provisioner.pid).children(recursive=True)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    """A kernel that keeps nothing in the home folder."""
+    for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    client = Kernel(nbformat.read(NOTEBOOK, as_version=4), timeout=CELL_S)
+    with client.setup_kernel(cwd=str(tmp_path)):
+        yield client
+
+
+def test_the_notebook_runs(kernel: Kernel) -> None:
+    kernel.run(0)
+    first = kernel.started()
+    kernel.run(0)
+    assert not [process for process in first if process.is_running()], "the pool of its first run"
+    workers = kernel.started()
+
+    assert kernel.run(1) == "'Slots'"
+    assert kernel.run(2) == "'SLOTS'"
+    stopped = kernel.run(3)
+    assert "KeyboardInterrupt" in stopped
+    assert "worker_id=" in stopped  # what the worker printed
+    assert "['Slots', 'Slots', 'Slots']" in kernel.run(4)  # and the bar's line
+    assert len([process for process in workers if process.is_running()]) == len(workers) - 1
+    assert kernel.run(5) == "['Slots', 'Slots']"
+    kernel.run(6)
+    assert kernel.started() == []
+
+
+def test_a_kernel_that_is_restarted_leaves_no_workers(kernel: Kernel) -> None:
+    kernel.run(0)
+    workers = kernel.started()
+    assert workers
+    psutil.Process(kernel.km.provisioner.pid).kill()
+    assert psutil.wait_procs(workers, timeout=CELL_S)[1] == []
