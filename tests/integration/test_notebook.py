@@ -11,6 +11,9 @@ import nbclient
 import nbformat
 import psutil
 import pytest
+from jupyter_client.manager import KernelManager
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+from jupyter_core.utils import ensure_async
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -25,7 +28,8 @@ class Kernel(nbclient.NotebookClient):
     def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
         """What a cell says comes here."""
         if "event='dawdling'" in msg["content"].get("text", ""):
-            self.stopping = asyncio.ensure_future(self.km.interrupt_kernel())
+            assert self.km is not None
+            self.stopping = asyncio.ensure_future(ensure_async(self.km.interrupt_kernel()))
         return super().process_message(msg, cell, cell_index)
 
     def run(self, number: int) -> str:
@@ -35,9 +39,17 @@ class Kernel(nbclient.NotebookClient):
         said = [each.get("text") or each.get("data", {}).get("text/plain") or each["ename"] for each in cell.outputs]
         return "\n".join(said)
 
+    @property
+    def process(self) -> psutil.Process:
+        """The kernel's."""
+        assert isinstance(self.km, KernelManager)
+        assert isinstance(self.km.provisioner, LocalProvisioner)
+        assert self.km.provisioner.pid is not None
+        return psutil.Process(self.km.provisioner.pid)
+
     def started(self) -> list[psutil.Process]:
-        """The kernel's own children: pools' workers and what they are forked from."""
-        return psutil.Process(self.km.provisioner.pid).children(recursive=True)
+        """Its children: pools' workers and what they are forked from."""
+        return self.process.children(recursive=True)
 
 
 @pytest.fixture
@@ -45,7 +57,8 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     """A kernel that keeps nothing in the home folder."""
     for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
-    client = Kernel(nbformat.read(NOTEBOOK, as_version=4), timeout=CELL_S)
+    notebook = nbformat.reads(NOTEBOOK.read_text(encoding="utf-8"), as_version=4)  # type: ignore[no-untyped-call]
+    client = Kernel(notebook, timeout=CELL_S)
     with client.setup_kernel(cwd=str(tmp_path)):
         yield client
 
@@ -73,5 +86,5 @@ def test_a_kernel_that_is_restarted_leaves_no_workers(kernel: Kernel) -> None:
     kernel.run(0)
     workers = kernel.started()
     assert workers
-    psutil.Process(kernel.km.provisioner.pid).kill()
+    kernel.process.kill()
     assert psutil.wait_procs(workers, timeout=CELL_S)[1] == []

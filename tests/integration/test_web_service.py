@@ -1,4 +1,4 @@
-"""The recipes whose examples are folders: a web service under uvicorn, a notebook in a kernel, tools of an MCP server."""
+"""The recipe of a web service: the example under uvicorn, asked over HTTP."""
 
 from __future__ import annotations
 
