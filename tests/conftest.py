@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import structlog
 
+from dspool.supervisor import life
+
 pytest_plugins = ["dspool.testing.pytest_plugin"]
 
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
@@ -15,3 +17,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-pair", action="store_true", help="run each contract test with every pool over every kind of worker"
     )
+
+
+@pytest.fixture
+def patient_dump(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dump is waited for, however busy the machine is: in 10 ms a process may not have its turn, or lose it."""
+    monkeypatch.setattr(life, "DUMP_WAIT_S", 10.0)
+    monkeypatch.setattr(life, "BOOT_DUMP_WAIT_S", 10.0)
+    monkeypatch.setattr(life, "DUMP_QUIET_MS", 200)

@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 
 from dspool.protocol.messages import LMSpec
 
@@ -71,6 +72,15 @@ def provider_of(model: str) -> str:
     if slash:
         return provider
     return next((name for word, name in _FAMILIES.items() if model == word or model.startswith(f"{word}-")), "")
+
+
+def meant_provider(spec: LMSpec) -> str:
+    """The known provider that the LM's own, which is not known, is almost spelled like; empty where there is none."""
+    provider, slash, _ = spec.model.partition("/")
+    if not slash or spec.pickled is not None or spec.kwargs.get("custom_llm_provider"):
+        return ""
+    known = {*NATIVE, *LITELLM}
+    return "" if provider in known else next(iter(get_close_matches(provider.lower(), known, 1, cutoff=0.8)), "")
 
 
 def missing_key(spec: LMSpec, environment: Mapping[str, str]) -> str | None:

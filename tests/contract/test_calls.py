@@ -196,6 +196,7 @@ async def test_a_call_past_its_deadline_costs_its_worker_which_is_replaced(world
         assert (stats.calls_timeout, stats.replaced, stats.exits["timeout"]) == (1, 1, 1)
 
 
+@pytest.mark.usefixtures("patient_dump")
 @pytest.mark.only("scripted", "real")
 async def test_a_timeouts_report_has_the_workers_stacks(world: World) -> None:
     gate = world.gate()

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from dspool.protocol.lm_keys import LITELLM, LITELLM_ALSO
+from dspool.pool.lm_specs import lm_spec
+from dspool.protocol.lm_keys import LITELLM, LITELLM_ALSO, meant_provider
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -90,6 +91,17 @@ def test_neither_client_asks_a_server_that_speaks_openais_protocol_without_a_key
     for heard, said in ask(("dspy-lm15", "openai/m", ""), ("dspy-litellm", "openai/m", "")):
         assert not heard
         assert "api_key" in said.lower()
+
+
+def test_no_provider_of_litellms_is_taken_for_a_slip_of_the_pen() -> None:
+    names = "import json, litellm; print(json.dumps([str(getattr(p, 'value', p)) for p in litellm.provider_list]))"
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", names], env=environment, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    known = json.loads(done.stdout.splitlines()[-1])
+    assert len(known) > 50
+    assert [name for name in known if meant_provider(lm_spec(f"{name}/some-model"))] == []
 
 
 def test_litellm_takes_its_key_from_each_variable() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -133,7 +134,7 @@ def python(asked: Asked, kind: Kind, facts: Facts) -> Finding:
 def dspool(asked: Asked, kind: Kind, facts: Facts) -> Finding:
     """A worker's start finds dspool there: sys.path comes with the handshake, which is later."""
     here = _own_version()
-    install = _INSTALL.format(python=facts.executable, what=f"dspool=={here}" if here else "dspool")
+    install = _INSTALL.format(python=facts.executable, what=_own_requirement(here))
     if facts.dspool is None:
         told = f"dspool is not installed for {facts.executable}, and a worker's start needs it"
         return failed(told, install, kind.subject)
@@ -148,6 +149,17 @@ def _own_version() -> str:
         return metadata.version("dspool")
     except metadata.PackageNotFoundError:  # run from a copy of its source
         return ""
+
+
+def _own_requirement(version: str) -> str:
+    """What pip is to install to have the same: from the folder or address that this one came from, else by version."""
+    with contextlib.suppress(metadata.PackageNotFoundError, ValueError, KeyError):
+        origin = json.loads(metadata.distribution("dspool").read_text("direct_url.json") or "{}")  # PEP 610
+        if "vcs_info" in origin:
+            return f"dspool @ {origin['vcs_info']['vcs']}+{origin['url']}@{origin['vcs_info']['commit_id']}"
+        if origin:
+            return f"dspool @ {origin['url']}"
+    return f"dspool=={version}" if version else "dspool"
 
 
 def dspy(asked: Asked, kind: Kind, facts: Facts) -> Finding:

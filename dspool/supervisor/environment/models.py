@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dspool.protocol.lm_keys import missing_key
+from dspool.protocol.lm_keys import meant_provider, missing_key
 from dspool.protocol.messages import DefinedProgram, LMSpec, SignatureProgram
 from dspool.supervisor.environment.asked import Asked, Finding, Program, failed, good, warning
 
@@ -16,6 +16,9 @@ def lm(asked: Asked) -> list[Finding]:
     wrong = [failed(text, f"correct {option}=") for option, text in asked.problems.items()]
     if wrong:
         return wrong
+    misspelled = [_misspelled(spec, meant) for spec in asked.lms().values() if (meant := meant_provider(spec))]
+    if misspelled:
+        return misspelled
     if asked.lm is not None:
         return [good(name_of(asked.lm))]
     told = "the pool has none: each call uses the one that its caller configured, or passes"
@@ -23,6 +26,15 @@ def lm(asked: Asked) -> list[Finding]:
     if in_need:
         return [warning(f"{told}; {', '.join(in_need)} can't do without", "pass lm= to the pool, or to each call")]
     return [good(told)]
+
+
+def _misspelled(spec: LMSpec, meant: str) -> Finding:
+    provider, _, model = spec.model.partition("/")
+    return warning(
+        f"no provider {provider!r} is known here; the name is close to {meant!r}",
+        f'write "{meant}/{model}" if that is meant; LiteLLM may know a provider of that name',
+        name_of(spec),
+    )
 
 
 def _needs_lm(program: Program) -> bool:

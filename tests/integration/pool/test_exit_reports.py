@@ -72,6 +72,7 @@ def test_a_crash(make_pool: MakePool, start_method: str) -> None:
         assert part in str(caught.value)
 
 
+@pytest.mark.usefixtures("patient_dump")
 @start_methods
 def test_a_call_past_its_deadline(make_pool: MakePool, start_method: str) -> None:
     pool = make_pool(workers=1, start_method=start_method)

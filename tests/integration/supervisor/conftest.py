@@ -13,7 +13,6 @@ import anyio
 import psutil
 import pytest
 
-from dspool.supervisor import life
 from tests.integration.supervisor.harness import BACKENDS
 
 
@@ -35,14 +34,6 @@ def open_fds() -> dict[int, str]:
         with contextlib.suppress(FileNotFoundError):  # The one that listed the folder.
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
     return found
-
-
-@pytest.fixture
-def patient_dump(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dump is waited for, however busy the machine is: in 10 ms a process may not have its turn, or lose it."""
-    monkeypatch.setattr(life, "DUMP_WAIT_S", 10.0)
-    monkeypatch.setattr(life, "BOOT_DUMP_WAIT_S", 10.0)
-    monkeypatch.setattr(life, "DUMP_QUIET_MS", 200)
 
 
 @pytest.fixture(autouse=True)

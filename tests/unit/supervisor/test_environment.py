@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -355,6 +357,15 @@ def test_what_others_wrote_is_told_without_the_keys_they_knew() -> None:
     assert check.details == "x" * 1000 + "*** ***"
 
 
+def test_a_provider_that_is_almost_spelled_like_a_known_one_is_a_warning() -> None:
+    [found] = models.lm(asked(workers=1, lm="opnai/gpt-4o-mini"))
+    assert (found.status, found.subject) == ("warning", "opnai/gpt-4o-mini")
+    assert found.advice.startswith('write "openai/gpt-4o-mini" if that is meant')
+    for lm in ("openai/x", "ollama/x", {"model": "opnai/x", "custom_llm_provider": "opnai"}):
+        [found] = models.lm(asked(workers=1, lm=lm))
+        assert found.status == "ok"
+
+
 def test_an_lm_that_is_none_is_a_failed_check() -> None:
     report = dspool.check_environment(workers=1, lm="gpt-4o-mini", adapter="yaml", start=False)
     found = {check.advice: check.reason for check in report.checks if check.name == "lm"}
@@ -390,7 +401,27 @@ def test_versions_of_dspool(version: str | None, status: str) -> None:
     found = own(pool, pool.kinds()[0], facts(dspool=version))
     assert found.status == status
     if status != "ok":
-        assert found.advice.endswith(f"/app/bin/python -m pip install 'dspool=={dspool.__version__}'")
+        assert "/app/bin/python -m pip install 'dspool" in found.advice
+
+
+@pytest.mark.parametrize(
+    ("origin", "what"),
+    [
+        (None, f"dspool=={dspool.__version__}"),
+        ({"url": "file:///src/dspool", "dir_info": {"editable": True}}, "dspool @ file:///src/dspool"),
+        ({"url": "https://h/d.git", "vcs_info": {"vcs": "git", "commit_id": "c0"}}, "dspool @ git+https://h/d.git@c0"),
+        ("no JSON", f"dspool=={dspool.__version__}"),
+    ],
+)
+def test_dspool_is_installed_from_where_this_one_came_from(
+    origin: Any, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = origin if origin is None or isinstance(origin, str) else json.dumps(origin)
+    monkeypatch.setattr(metadata.PathDistribution, "read_text", lambda *_: text)
+    monkeypatch.setattr(metadata, "version", lambda _: dspool.__version__)
+    pool = asked(workers=1)
+    found = own(pool, pool.kinds()[0], facts(dspool=None))
+    assert found.advice.endswith(f"/app/bin/python -m pip install '{what}'")
 
 
 @pytest.mark.parametrize(
