@@ -51,7 +51,7 @@ def create_app(**options: Any) -> FastAPI:
         pool = request.app.state.pool
         pieces = pool.stream(program, {"question": asked.question}, fields="answer", status=False)
         first = await while_connected(request, anext(pieces))  # before the response, which then has the right status
-        return EventSourceResponse(events(first, pieces))
+        return EventSourceResponse(events(first, pieces), shutdown_grace_period=10)
 
     @app.get("/healthz")
     async def healthz(request: Request) -> JSONResponse:

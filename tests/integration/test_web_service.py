@@ -64,14 +64,15 @@ class Service:
     def ask(self, question: str) -> httpx.Response:
         return self.client.post("/answer", json={"question": question})
 
-    def end(self) -> str:
-        """Ask it to end, and return its log. Nothing that it started is left."""
+    def terminate(self) -> list[psutil.Process]:
+        """Ask it to end. Returns what it has started."""
         started = psutil.Process(self._process.pid).children(recursive=True)
-        assert started
         self._process.send_signal(signal.SIGTERM)
-        said = self._process.communicate(timeout=ANSWER_S)[1]
-        assert psutil.wait_procs(started, timeout=ANSWER_S)[1] == []
-        return said
+        return started
+
+    def ended(self) -> str:
+        """Its log, once it has ended."""
+        return self._process.communicate(timeout=ANSWER_S)[1]
 
 
 def events(response: httpx.Response) -> Iterator[tuple[str, Any]]:
@@ -94,7 +95,6 @@ def web() -> Iterator[tuple[StubLM, Service]]:
         Service(lm=stub.settings(num_retries=0), workers=1) as service,
     ):
         yield stub, service
-        assert "Application shutdown complete" in service.end()
 
 
 def test_the_web_service_answers_and_streams(web: tuple[StubLM, Service]) -> None:
@@ -135,6 +135,18 @@ def test_the_web_services_errors_have_statuses(web: tuple[StubLM, Service]) -> N
     refused = service.client.post("/stream", json={"question": "broken"})
     assert refused.status_code == 502  # not 200, and an error then
     assert service.client.post("/answer", json={}).status_code == 422
+
+
+def test_the_web_service_ends_with_the_last_stream_and_leaves_nothing(web: tuple[StubLM, Service]) -> None:
+    service = web[1]
+    with service.client.stream("POST", "/stream", json={"question": "what is enough? " * 50}) as response:
+        pieces = events(response)
+        assert next(pieces)[0] == "piece"
+        started = service.terminate()
+        assert list(pieces)[-1][0] == "answer"
+    assert "Application shutdown complete" in service.ended()
+    assert started
+    assert psutil.wait_procs(started, timeout=ANSWER_S)[1] == []
 
 
 def test_each_error_of_the_pool_has_a_status() -> None:
