@@ -22,7 +22,8 @@ SHOWN = {
     "first_pool.py": ["A lease is the right to use a slot. ['slot', 'lease'", "its neighbours go on."],
     "async_pool.py": ["squares: [0, 1, 4, 9]", "7 -> 49", "too slow: timeout"],
     "sessions.py": [
-        "same process: True ['likes tea', 'lives in London']",
+        "kept: ['likes tea', 'lives in London', 'has a cat']",
+        "same process: True",
         "told once: SessionLost",
         "begins anew: ['likes cake']",
     ],
@@ -74,6 +75,13 @@ SHOWN = {
     "run_librarian.py": [
         "words: 15\nnames: ['card']\ntrained: ['slots', 'runs']\nfrom a file: Slots",
         "'librarian:Libarian' can't be imported",
+    ],
+    "watch_a_pool.py": [
+        "my_app.pool: worker 2: crash, killed by SIGSEGV",
+        "2 of 2 workers are ready\navailable ",
+        "calls: 2, 1 failed, mean ",
+        "healthy -> degraded: worker 2: ",
+        "{'ada': '1 calls, ",
     ],
     "map_rows.py": ["3 -> ProgramError", "5 -> WorkerLost", "6 ok, 1 failed, 1 lost, 1 worker replaced"],
 }

@@ -28,13 +28,20 @@ QUOTES = {
     "move-from-dspy-parallel": ["from_parallel.py"],
     "move-from-process-pool-executor": ["executor.py"],
     "serve-over-http": ["web_service/app.py"],
+    "sessions": ["sessions.py"],
     "ship-your-own-program": ["own_program/librarian.py", "own_program/run_librarian.py"],
     "stream-answers": ["stream_answers.py"],
     "use-caches": ["use_caches.py"],
     "use-in-a-notebook": ["notebook.ipynb"],
     "use-tools-and-mcp": ["tools/mcp_session.py", "tools/run_agents.py"],
+    "watch-a-pool": ["watch_a_pool.py"],
 }
 """How-to pages whose code is that of examples, word for word. tests/integration runs these."""
+
+LINES = {"check-the-environment", "configure-lms", "define-programs-as-data", "preload-modules"}
+"""Those that show how something is said, in single statements. Tests of what they tell of run the like."""
+
+RUN_AS_IT_IS = {"test-your-code"}
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +116,11 @@ def code_of(example: Path) -> str:
     if example.suffix == ".ipynb":
         return "\n".join("".join(cell["source"]) + "\n" for cell in json.loads(text)["cells"])
     return text
+
+
+def test_every_page_with_code_is_a_recipe_that_is_run() -> None:
+    with_code = {page.stem for page in (ROOT / "docs" / "how-to").glob("*.md") if blocks(page, "python")}
+    assert with_code == QUOTES.keys() | LINES | RUN_AS_IT_IS
 
 
 @pytest.mark.parametrize("page", QUOTES)

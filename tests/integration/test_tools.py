@@ -1,4 +1,4 @@
-"""The recipe of tools: what becomes of an MCP server that the workers' tools belong to."""
+"""The recipe of tools in workers: tools that can't be had, and what becomes of an MCP server that tools belong to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,27 @@ def test_an_mcp_server_is_kept_replaced_and_ended_with_its_worker(
         (server,) = servers()
         pool.kill(pool.workers()[0].worker_id)
         assert psutil.wait_procs([server], timeout=20)[1] == []
+
+
+def test_a_tool_that_a_worker_cannot_have_is_told_before_anything_runs(
+    make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(workers=1)
+    (tmp_path / "tools_found_later.py").write_text("def price(item: str) -> str:\n    return item\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)  # the workers have started
+    later = importlib.import_module("tools_found_later")
+    with pytest.raises(dspool.ProgramError, match=r"No module named 'tools_found_later'\. Workers import from the sys"):
+        pool.run(dspy.ReAct("question -> answer", tools=[later.price]), {"question": "how much?"})
+
+    lock = threading.Lock()
+
+    def price(item: str) -> str:
+        with lock:
+            return item
+
+    with pytest.raises(dspool.EncodeError, match=r"tools\['price'\]\.func, its variable 'lock'"):
+        pool.run(dspy.ReAct("question -> answer", tools=[price]), {"question": "how much?"})
+    definition = {"program_type": "react", "signature": "question -> answer", "tools": ["tools_found_later:cost"]}
+    with pytest.raises(dspool.ProgramError, match="the tool 'tools_found_later:cost' can't be imported"):
+        pool.create_program("agent", definition)
+    assert pool.list_programs() == []
