@@ -146,7 +146,7 @@ class Books:
             if lease.session is None:
                 continue
             if lease.refusal is not None:
-                self._session_refused(lease, lease.session)
+                self._session_refused(lease, lease.session, effects)
             else:
                 self._session_granted(lease, lease.session)
         for name in [name for name in self.sessions if name not in self._core.sessions.table]:
@@ -166,15 +166,26 @@ class Books:
             assert state.gone, f"{who} is told of a loss, and there was none, or it was told before"
             state.told(lease.lease_id)
 
-    def _session_refused(self, lease: Lease, name: str) -> None:
+    def _session_refused(self, lease: Lease, name: str, effects: list[c.Effect]) -> None:
+        """A caller who wants to be told is told. Where the session is can be seen after the step alone."""
         assert lease.refusal is not None
         if lease.refusal.code != "SessionLost":
             return
         state, session = self.sessions.setdefault(name, SessionBook()), self._core.sessions.table.get(name)
-        if session is None or session.worker_id != state.place:
+        moved = session is None or session.worker_id != state.place
+        known = bool(state.gone)
+        if moved or (not known and self._is_granted(name, effects)):  # it may have gone, and come back
+            may_be_told_of = state.here if known else 0
             state.leave()
+        else:
+            may_be_told_of = 0
         assert state.gone, f"lease {lease.lease_id} is refused for a loss, and there was none, or it was told before"
         state.told(lease.lease_id)
+        state.gone = may_be_told_of  # it moved in this step: after it was told of what was gone before, or sooner
+
+    def _is_granted(self, name: str, effects: list[c.Effect]) -> bool:
+        granted = [effect.lease_id for effect in effects if isinstance(effect, c.Grant)]
+        return any(self._core.leases[lease_id].session == name for lease_id in granted)
 
     def _session_ran(
         self, command: c.Checkin | c.RunEnded | c.Cancel | c.CheckoutVerdict, name: str, worker_id: int

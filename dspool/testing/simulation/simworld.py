@@ -31,7 +31,7 @@ from itertools import product
 from typing import Any
 
 from dspool.pool.core import commands as c
-from dspool.pool.core.states import PoolState
+from dspool.pool.core.states import PoolState, WorkerState
 from dspool.testing.simulation.accidents import Accidents
 from dspool.testing.simulation.parts import SimulationFailure
 
@@ -152,6 +152,9 @@ class SimWorld(Accidents):
                 return f"group {group.name}: its breaker is open"
             if group.due and self.options.max_lifetime_s is None:
                 return f"group {group.name}: workers {list(group.due)} are due for ever"
+        for worker in self.core.workers.values():
+            if worker.state is WorkerState.STOPPING:  # its exit may yet open a breaker, counted or not
+                return f"worker {worker.worker_id} has not ended"
         alive = [process for process in self.processes.values() if not process.reported]
         if len(alive) != len(self.core.workers):
             return f"{len(alive)} processes live, {len(self.core.workers)} workers are known"

@@ -157,12 +157,13 @@ class World(ABC):
             return
         self.steps += 1
         core = self.core
+        newcomer = command.lease_id if isinstance(command, c.Checkout) and command.lease_id not in core.leases else None
         effects = core.handle(command, self.now)
         self.trace.add(self.now, command, effects)
         if self.checked:
             invariants.check(core)
             invariants.check_effects(core, effects)
-            if isinstance(command, c.Checkout) and core.leases[command.lease_id].state is LeaseState.QUEUED:
+            if newcomer is not None and core.leases[newcomer].state is LeaseState.QUEUED:
                 invariants.check_queue_bounds(core)
             self._wakes.step(core, effects)
             self._moves_seen.step(core, effects)
