@@ -34,7 +34,7 @@ def say_what_is_short(pool: dspool.Pool) -> None:
 def measure(lm: Any, calls: int) -> None:
     """One line for each choice."""
     questions = [{"question": f"why {n}?"} for n in range(calls)]
-    numbers = [{"n": n} for n in range(calls)]
+    numbers = [{"n": n} for n in range(10 * calls)]
     print(f"{'workers':>7} {'slots':>5} {'LM, calls/s':>12} {'CPU, calls/s':>13}")
     for workers, slots in [(1, 1), (1, 16), (2, 1)]:
         with dspool.Pool(workers=workers, slots=slots, lm=lm, cache=False) as pool:
