@@ -14,6 +14,18 @@ def countdown(start: int) -> Iterator[int]:
     yield from range(start, 0, -1)
 
 
+def show(pool: dspool.Pool, question: str) -> None:
+    """Everything that a stream may give."""
+    for piece in pool.stream(dspy.ChainOfThought("question -> answer"), {"question": question}):
+        match piece:
+            case dspy.streaming.StreamResponse():
+                print(piece.chunk, end="", flush=True)
+            case dspy.streaming.StatusMessage():
+                print(f"[{piece.message}]")
+            case dspy.Prediction():
+                print("\n", piece.answer)  # last, as pool.run gives it
+
+
 def threads(stub: StubLM) -> None:
     """Three streams of a pool, the last one left early."""
     program = dspy.ChainOfThought("question -> answer")
@@ -23,6 +35,7 @@ def threads(stub: StubLM) -> None:
                 print(piece.chunk, end="|")
             else:
                 print("\nwhole:", piece.answer)
+        show(pool, "what do you say?")
         print("items:", list(pool.stream(countdown, {"start": 3})))
         with pool.stream(program, {"question": "what is enough?"}) as pieces:
             print("first:", next(pieces).chunk)

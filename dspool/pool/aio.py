@@ -150,17 +150,19 @@ class AsyncPool(PoolFront):
             return
         self._closed = True
         over = control.driver.over.is_set()  # the event loop has ended, and the workers with it
-        _warn(
-            f"async pool {self.name!r} was never closed; its workers {'were' if over else 'are'} killed, whatever they "
-            "ran. Use `async with`, or await close() before the event loop ends",
-            ResourceWarning,
-            source=self,
-        )
-        if not over:
-            control.driver.order(c.Close(time.monotonic()))
-            control.wake()
-            if self._task is not None and self._task.get_loop().is_closed():
-                control.end_without_loop()
+        try:
+            _warn(
+                f"async pool {self.name!r} was never closed; its workers {'were' if over else 'are'} killed, whatever "
+                "they ran. Use `async with`, or await close() before the event loop ends",
+                ResourceWarning,
+                source=self,
+            )
+        finally:  # a warning may be an error
+            if not over:
+                control.driver.order(c.Close(time.monotonic()))
+                control.wake()
+                if self._task is not None and self._task.get_loop().is_closed():
+                    control.end_without_loop()
 
     async def wait_ready(self, workers: int | None = None, timeout_s: float | None = None) -> None:
         """As Pool.wait_ready()."""

@@ -137,9 +137,11 @@ class Pool(PoolFront):
         control = getattr(self, "_control", None)
         if control is None or control.driver.over.is_set() or control.driver.pid != os.getpid():
             return
-        _warn(f"pool {self.name!r} was never closed; its workers are killed", ResourceWarning, source=self)
-        control.driver.order(c.Close(time.monotonic()))
-        control.wake()
+        try:
+            _warn(f"pool {self.name!r} was never closed; its workers are killed", ResourceWarning, source=self)
+        finally:  # a warning may be an error
+            control.driver.order(c.Close(time.monotonic()))
+            control.wake()
 
     def wait_ready(self, workers: int | None = None, timeout_s: float | None = None) -> None:
         """Wait until so many workers are ready.

@@ -198,8 +198,19 @@ def _parse_error(info: ErrorInfo) -> str:
     )
 
 
+_IMPORT_ADVICE = (
+    ". Workers import from the sys.path, the folder and the environment that this process had at open(); reload() "
+    "gives them those of now"
+)
+
+
+def _not_loaded(info: ErrorInfo) -> str:
+    imports = "builtins.ImportError" in (info.type, *info.mro)
+    return _cause(info) + (_IMPORT_ADVICE if imports else "")
+
+
 def _load_error(info: ErrorInfo) -> str:
-    return f"can't be loaded in the worker, and was not run: {_cause(info)}"
+    return f"can't be loaded in the worker, and was not run: {_not_loaded(info)}"
 
 
 def load_error(program: Program, info: ErrorInfo, *, pool: str, worker_id: int) -> ProgramError:
@@ -207,7 +218,7 @@ def load_error(program: Program, info: ErrorInfo, *, pool: str, worker_id: int) 
     error = program_error(program, info, pool=pool, worker_id=worker_id)
     error.args = (
         f"pool {pool!r}: the program {program.label} was not registered, since worker {worker_id} can't load it: "
-        f"{_cause(info)}",
+        f"{_not_loaded(info)}",
     )
     return error
 

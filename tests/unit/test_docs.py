@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +21,27 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+QUOTES = {
+    "choose-workers-and-slots": ["measure_slots.py"],
+    "evaluate-and-optimize-over-a-pool": ["evaluate_and_optimize.py"],
+    "move-from-dspy-parallel": ["from_parallel.py"],
+    "move-from-process-pool-executor": ["executor.py"],
+    "serve-over-http": ["web_service/app.py"],
+    "sessions": ["sessions.py"],
+    "ship-your-own-program": ["own_program/librarian.py", "own_program/run_librarian.py"],
+    "stream-answers": ["stream_answers.py"],
+    "use-caches": ["use_caches.py"],
+    "use-in-a-notebook": ["notebook.ipynb"],
+    "use-tools-and-mcp": ["tools/mcp_session.py", "tools/run_agents.py"],
+    "watch-a-pool": ["watch_a_pool.py"],
+}
+"""How-to pages whose code is that of examples, word for word. tests/integration runs these."""
+
+LINES = {"check-the-environment", "configure-lms", "define-programs-as-data", "preload-modules"}
+"""Those that show how something is said, in single statements. Tests of what they tell of run the like."""
+
+RUN_AS_IT_IS = {"test-your-code"}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +102,7 @@ def test_every_python_block_parses(page: Path) -> None:
     if page.parent.name == "reference":  # signatures, not code
         return
     for code in blocks(page, "python"):
-        ast.parse(code, filename=str(page))
+        compile(code, str(page), "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def test_the_readmes_library_use_is_the_first_example() -> None:
@@ -87,9 +110,30 @@ def test_the_readmes_library_use_is_the_first_example() -> None:
     assert code in (ROOT / "examples" / "first_pool.py").read_text(encoding="utf-8")
 
 
-def test_the_page_on_caches_shows_what_its_example_runs() -> None:
-    (code,) = blocks(ROOT / "docs" / "how-to" / "use-caches.md", "python")
-    assert code in (ROOT / "examples" / "use_caches.py").read_text(encoding="utf-8")
+def code_of(example: Path) -> str:
+    """A script, or the cells of a notebook."""
+    text = example.read_text(encoding="utf-8")
+    if example.suffix == ".ipynb":
+        return "\n".join("".join(cell["source"]) + "\n" for cell in json.loads(text)["cells"])
+    return text
+
+
+def test_every_page_with_code_is_a_recipe_that_is_run() -> None:
+    with_code = {page.stem for page in (ROOT / "docs" / "how-to").glob("*.md") if blocks(page, "python")}
+    assert with_code == QUOTES.keys() | LINES | RUN_AS_IT_IS
+
+
+@pytest.mark.parametrize("page", QUOTES)
+def test_a_recipe_shows_what_its_example_runs(page: str) -> None:
+    path = ROOT / "docs" / "how-to" / f"{page}.md"
+    examples = [ROOT / "examples" / name for name in QUOTES[page]]
+    shown = blocks(path, "python")
+    assert shown
+    for code in shown:
+        quoted = [textwrap.indent(code, " " * depth) for depth in (0, 4, 8)]
+        assert any(form in code_of(example) for form in quoted for example in examples), code
+    links = {(path.parent / link).resolve() for link in _LINK.findall(path.read_text(encoding="utf-8"))}
+    assert any(links & {example, example.parent} for example in examples), "the page names its example"
 
 
 def test_the_readme_names_every_room_there_is() -> None:

@@ -111,6 +111,46 @@ def test_a_pool_nobody_closed_warns_and_ends_its_workers(script: RunScript) -> N
     assert manager.end() == 0, manager.errors()
 
 
+STRICT = """
+import asyncio, gc, json, sys, warnings
+import dspool
+from dspool.testing.scripted import ScriptedLauncher
+
+warnings.simplefilter("error")
+kind = sys.argv[1]
+
+def collected():
+    pool = dspool.Pool(workers=1, launcher=ScriptedLauncher()).open()
+    return [worker.pid for worker in pool.workers()]
+
+async def collected_async():
+    pool = await dspool.AsyncPool(workers=1, launcher=ScriptedLauncher()).open()
+    pids = [worker.pid for worker in await pool.workers()]
+    del pool
+    gc.collect()
+    print(json.dumps(pids), flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+
+if kind == "threads":
+    pids = collected()
+    gc.collect()
+    print(json.dumps(pids), flush=True)
+    sys.stdin.read()
+else:
+    asyncio.run(collected_async())
+"""
+
+
+@pytest.mark.parametrize("kind", ["threads", "tasks"])
+def test_a_pool_nobody_closed_ends_its_workers_also_where_warnings_are_errors(
+    script: RunScript, all_end: AllEnd, kind: str
+) -> None:
+    manager = script(STRICT, kind)
+    all_end(manager.line())  # while the manager lives on
+    assert manager.end() == 0
+    assert "was never closed" in manager.errors()
+
+
 LOOP_ENDED = """
 import asyncio, json, sys, warnings
 import anyio, dspool

@@ -269,8 +269,16 @@ INPUTS = {"expected": ["question", "context"], "missing": ["context"], "unknown"
             "model or adapter may give a readable one",
         ),
         (
-            ErrorInfo("load_error", message="no app", type="builtins.ImportError"),
-            "can't be loaded in the worker, and was not run: ImportError: no app",
+            ErrorInfo("load_error", message="no room", type="builtins.ValueError"),
+            "can't be loaded in the worker, and was not run: ValueError: no room",
+        ),
+        (
+            ErrorInfo(
+                "load_error", message="no app", type="builtins.ModuleNotFoundError", mro=["builtins.ImportError"]
+            ),
+            "can't be loaded in the worker, and was not run: ModuleNotFoundError: no app. Workers import from the "
+            "sys.path, the folder and the environment that this process had at open(); reload() gives them "
+            "those of now",
         ),
         (
             ErrorInfo("encode_error", message="the result can't be sent: value['a'] is a lock"),
