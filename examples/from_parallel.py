@@ -46,7 +46,7 @@ no_hang = [row for row in rows if row.n != 5]
 with dspool.Pool(workers=2) as pool:
     in_threads(Halve(), no_hang)
 
-    program = pool.wrap(Halve(), timeout_s=3)  # the one line that is new
+    program = pool.wrap(Halve(), timeout_s=5)  # the one line that is new
     in_threads(program, rows)
     halves = program.batch(rows[::2], num_threads=4, disable_progress_bar=True)
     print("batch:", [prediction.half for prediction in halves])
