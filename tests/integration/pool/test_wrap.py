@@ -419,6 +419,18 @@ def test_the_callers_settings_apply(make_pool: MakePool, programs: Any, dspy: An
         assert given().lm[0] == "openai/given"
 
 
+def test_a_secret_among_the_callers_settings_is_not_told(make_pool: MakePool, dspy: Any) -> None:
+    class Tells(dspy.Module):
+        def forward(self) -> None:
+            raise ValueError(f"refused: {dspy.settings.my_token}")
+
+    wrapped = make_pool(workers=1).wrap(Tells())
+    with pytest.raises(dspool.ProgramError) as caught, dspy.context(my_token="tok-of-a-tenant"):
+        wrapped()
+    assert "refused: ***" in str(caught.value)
+    assert "tok-of-a-tenant" not in f"{caught.value} {vars(caught.value)}"
+
+
 def test_what_a_worker_has_put_among_the_settings_stays_there(make_pool: MakePool, programs: Any, dspy: Any) -> None:
     from dspool.worker.lms import CANCELLATION, DEADLINE, LIMITS
 
