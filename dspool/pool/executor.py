@@ -28,7 +28,8 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from dspool.errors import EncodeError, OptionsError
 from dspool.logs import get_logger
-from dspool.options import PoolOptions, did_you_mean
+from dspool.option_values import did_you_mean
+from dspool.options import PoolOptions
 from dspool.pool.blocking import Pool
 from dspool.pool.executor_calls import Dispatcher, ExecutorBroken
 from dspool.pool.interrupts import guarded

@@ -15,7 +15,8 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from dspool.errors import EncodeError, OptionsError, PoolClosed, PoolError, QueueTimeout
-from dspool.options import MAX_SECONDS, PoolOptions, did_you_mean, seconds
+from dspool.option_values import MAX_SECONDS, did_you_mean, seconds
+from dspool.options import PoolOptions
 from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
