@@ -14,6 +14,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Never, TypeVar
 
 import anyio
@@ -354,9 +355,9 @@ class Pool(PoolFront):
         Raises:
             OptionsError: it is no DSPy program; or a keyword is unknown.
         """
-        from dspool.pool.wrapped import Way, awaited_beside, wrap
+        from dspool.pool.wrapped import Way, drive_beside, wrap
 
-        return wrap(self, program, as_run, Way(drive, awaited_beside(drive)))
+        return wrap(self, program, as_run, Way(drive, partial(drive_beside, drive)))
 
     def checkout(
         self,
