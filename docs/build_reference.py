@@ -24,7 +24,8 @@ from reference_text import MADE_BY, entries, escaped, prose
 from dspool import errors
 from dspool.cli.commands import dspool as commands
 from dspool.cli.exits import EXIT_CODES
-from dspool.options import LIMIT_RANGES, RANGES, LMLimit, PoolOptions, WorkerGroup
+from dspool.lm_limits import LIMIT_RANGES, LMLimit
+from dspool.options import RANGES, PoolOptions, WorkerGroup
 from dspool.pool.events import EVENTS, QUEUE_LENGTH
 from dspool.supervisor.environment import AT_OPEN, CHECKS, OF_INTERPRETER, QUICK
 

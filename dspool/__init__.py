@@ -37,7 +37,8 @@ if TYPE_CHECKING:
         WorkerLost as WorkerLost,
         WorkerStartError as WorkerStartError,
     )
-    from dspool.options import LMLimit as LMLimit, PoolOptions as PoolOptions, WorkerGroup as WorkerGroup
+    from dspool.lm_limits import LMLimit as LMLimit
+    from dspool.options import PoolOptions as PoolOptions, WorkerGroup as WorkerGroup
     from dspool.pool.aio import AsyncPool as AsyncPool
     from dspool.pool.blocking import Pool as Pool
     from dspool.pool.environment import check_environment as check_environment
@@ -70,8 +71,11 @@ _NAMES = {
         ProgramNotFound ProgramQuarantined ProtocolError QueueTimeout SessionBusy SessionLost WorkerError
         WorkerLost WorkerStartError
     """,
+    "dspool.lm_limits": """
+        LMLimit
+    """,
     "dspool.options": """
-        LMLimit PoolOptions WorkerGroup
+        PoolOptions WorkerGroup
     """,
     "dspool.pool.aio": """
         AsyncPool

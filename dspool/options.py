@@ -1,22 +1,31 @@
 """PoolOptions: every option with its default, its range and what it means.
 
-The one place where options are validated, before any process is started. The reference page of the documentation is
-checked against the table below. Nothing here looks at the machine but for the number of usable cores.
+All of them are validated here, before any process is started, by what option_values.py says of single values. The page
+in the documentation is made of the table below. Nothing here looks at the machine but for the number of usable cores.
 """
 
 from __future__ import annotations
 
-import difflib
 import itertools
-import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from dspool.errors import OptionsError
+from dspool.lm_limits import LMLimit, limits_by_model
+from dspool.option_values import (
+    Range,
+    check_name,
+    check_namespace,
+    check_one_of,
+    check_range,
+    did_you_mean,
+    environment,
+    module_names,
+    requirement_texts,
+)
 from dspool.types import Affinity, CheckoutRequest, Verdict, WorkerInfo
 
 StartMethod = Literal["template", "spawn"]
@@ -24,10 +33,6 @@ Execution = Literal["threads", "async"]
 CheckHook = Callable[[WorkerInfo, CheckoutRequest], Verdict]
 EventHook = Callable[[str, Mapping[str, Any]], None]
 
-MAX_SECONDS = 1e9
-"""The longest time that can be asked for, about 31 years: any longer is None, "no limit"."""
-MAX_WHOLE = 2**63 - 1
-"""The largest whole number that can be asked for: it travels to workers, and is multiplied by fractions."""
 MAX_WORKERS = 4096
 MAX_SLOTS = 128
 TEMPLATE_CONCURRENCY = 8
@@ -35,7 +40,6 @@ MAX_REMOVALS = 3
 """Workers removed for one checkout before it gives up with CheckoutSkipped."""
 
 _pool_numbers = itertools.count(1)
-_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 def usable_cores() -> int:
@@ -43,69 +47,42 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-class _Range:
-    """A number's legal range, both ends included, and whether None ("no limit") is legal."""
-
-    def __init__(self, low: float, high: float = math.inf, *, none: bool = False, whole: bool = False) -> None:
-        self.low, self.high, self.none, self.whole = low, high, none, whole
-
-    def __str__(self) -> str:
-        kind = "a whole number" if self.whole else "a number"
-        low, high = (f"{end:,}" if self.whole else f"{end:g}" for end in (self.low, self.high))
-        upto = "or more" if self.high == math.inf else f"to {high}"
-        return f"{kind}, {low} {upto}{', or None' if self.none else ''}"
-
-    def admits(self, value: object) -> bool:
-        """Whether `value` lies in the range. Booleans are not numbers, NaN lies nowhere."""
-        if value is None:
-            return self.none
-        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
-            return False
-        return self.low <= value <= min(self.high, MAX_WHOLE if self.whole else MAX_SECONDS)
-
-
-_SECONDS = _Range(0)
-_POSITIVE = _Range(0.001)
-RANGES: dict[str, _Range] = {
-    "min_ready": _Range(0, MAX_WORKERS, none=True, whole=True),
-    "overflow": _Range(0, MAX_WORKERS, whole=True),
+_SECONDS = Range(0)
+_POSITIVE = Range(0.001)
+RANGES: dict[str, Range] = {
+    "min_ready": Range(0, MAX_WORKERS, none=True, whole=True),
+    "overflow": Range(0, MAX_WORKERS, whole=True),
     "overflow_linger_s": _SECONDS,
-    "slots": _Range(1, MAX_SLOTS, whole=True),
+    "slots": Range(1, MAX_SLOTS, whole=True),
     "start_timeout_s": _POSITIVE,
-    "start_concurrency": _Range(1, MAX_WORKERS, none=True, whole=True),
-    "timeout_s": _Range(0, none=True),
-    "queue_timeout_s": _Range(0, none=True),
-    "max_waiting": _Range(0, 1_000_000, whole=True),
-    "max_waiting_bytes": _Range(0, whole=True),
-    "shed_target_s": _Range(0.001, none=True),
+    "start_concurrency": Range(1, MAX_WORKERS, none=True, whole=True),
+    "timeout_s": Range(0, none=True),
+    "queue_timeout_s": Range(0, none=True),
+    "max_waiting": Range(0, 1_000_000, whole=True),
+    "max_waiting_bytes": Range(0, whole=True),
+    "shed_target_s": Range(0.001, none=True),
     "shed_interval_s": _POSITIVE,
-    "max_frame_bytes": _Range(1024, 2**32 - 1, whole=True),
-    "max_restarts": _Range(0, whole=True),
+    "max_frame_bytes": Range(1024, 2**32 - 1, whole=True),
+    "max_restarts": Range(0, whole=True),
     "restart_window_s": _POSITIVE,
-    "quarantine_after": _Range(1, none=True, whole=True),
+    "quarantine_after": Range(1, none=True, whole=True),
     "quarantine_s": _SECONDS,
-    "max_retries": _Range(0, 100, whole=True),
-    "max_requests": _Range(1, none=True, whole=True),
-    "max_lifetime_s": _Range(0.001, none=True),
-    "max_rss_bytes": _Range(1, none=True, whole=True),
-    "max_rss_growth_bytes": _Range(1, none=True, whole=True),
-    "ping_interval_s": _Range(0.001, none=True),
+    "max_retries": Range(0, 100, whole=True),
+    "max_requests": Range(1, none=True, whole=True),
+    "max_lifetime_s": Range(0.001, none=True),
+    "max_rss_bytes": Range(1, none=True, whole=True),
+    "max_rss_growth_bytes": Range(1, none=True, whole=True),
+    "ping_interval_s": Range(0.001, none=True),
     "ping_timeout_s": _POSITIVE,
-    "ping_failures": _Range(1, whole=True),
+    "ping_failures": Range(1, whole=True),
     "grace_s": _SECONDS,
     "cancel_grace_s": _SECONDS,
     "affinity_wait_s": _SECONDS,
     "session_ttl_s": _POSITIVE,
-    "max_sessions": _Range(1, whole=True),
-    "max_programs": _Range(1, whole=True),
-    "cache_memory_entries": _Range(0, 100_000_000, whole=True),
+    "max_sessions": Range(1, whole=True),
+    "max_programs": Range(1, whole=True),
+    "cache_memory_entries": Range(0, 100_000_000, whole=True),
 }
-LIMIT_RANGES: dict[str, _Range] = {
-    "requests_per_minute": _Range(0.001, MAX_SECONDS, none=True),
-    "tokens_per_minute": _Range(0.001, MAX_SECONDS, none=True),
-    "burst_s": _Range(0, 60),
-}
-MAX_LIMITED_MODELS = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,37 +113,14 @@ class WorkerGroup:
         if not all(isinstance(label, str) for label in listed):
             raise OptionsError(f"WorkerGroup.labels must be a label or labels, as strings; it is {labels!r}")
         object.__setattr__(self, "labels", frozenset(listed))
-        object.__setattr__(self, "preload", _names("preload", self.preload))
-        object.__setattr__(self, "env", _environment(self.env))
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            raise OptionsError(f"WorkerGroup.name must be 1 to 64 letters, digits or _ . : -, not {self.name!r}")
+        object.__setattr__(self, "preload", module_names("preload", self.preload))
+        object.__setattr__(self, "env", environment(self.env))
+        check_name("WorkerGroup.name", self.name)
         for option in ("workers", "overflow"):
-            _in_range(f"WorkerGroup({self.name!r}).{option}", getattr(self, option), _Range(0, MAX_WORKERS, whole=True))
-        _namespace(f"WorkerGroup({self.name!r}).cache_namespace", self.cache_namespace)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LMLimit:
-    """What a pool may ask of one model with one key, all its workers together.
-
-    Args:
-        requests_per_minute: requests that are sent, retries too; answers from a cache are none. None: any number.
-        tokens_per_minute: tokens of prompts and answers together. A request's are known when it is answered: until then
-            the average of those before it counts, and what it used beyond that, later requests wait for. None: any
-            number.
-        burst_s: seconds' worth of both that may be used at once after a pause, at least one request. In any minute that
-            is at most so much more than the limit: 10 % with 6 s.
-    """
-
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    burst_s: float = 6.0
-
-    def __post_init__(self) -> None:
-        for name, legal in LIMIT_RANGES.items():
-            _in_range(f"LMLimit.{name}", getattr(self, name), legal)
-        if self.requests_per_minute is None and self.tokens_per_minute is None:
-            raise OptionsError("LMLimit must have requests_per_minute, tokens_per_minute or both; it limits nothing")
+            check_range(
+                f"WorkerGroup({self.name!r}).{option}", getattr(self, option), Range(0, MAX_WORKERS, whole=True)
+            )
+        check_namespace(f"WorkerGroup({self.name!r}).cache_namespace", self.cache_namespace)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -320,17 +274,16 @@ class PoolOptions:
             put(self, "start_method", "template" if _has_templates() and self.python is None else "spawn")
         if self.start_concurrency is None:
             put(self, "start_concurrency", TEMPLATE_CONCURRENCY if self.start_method == "template" else usable_cores())
-        put(self, "preload", _names("preload", self.preload))
+        put(self, "preload", module_names("preload", self.preload))
         put(self, "warm", tuple(self.warm) if isinstance(self.warm, (list, tuple)) else (self.warm,))
-        put(self, "env", _environment(self.env))
-        put(self, "lm_limits", _limits(self.lm_limits))
-        put(self, "required_packages", _requirements(self.required_packages))
+        put(self, "env", environment(self.env))
+        put(self, "lm_limits", limits_by_model(self.lm_limits))
+        put(self, "required_packages", requirement_texts(self.required_packages))
         for option, legal in RANGES.items():
-            _in_range(option, getattr(self, option), legal)
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            raise OptionsError(f"name must be 1 to 64 letters, digits or _ . : -, not {self.name!r}")
-        _one_of("affinity", self.affinity, get_args(Affinity))
-        _one_of("execution", self.execution, get_args(Execution))
+            check_range(option, getattr(self, option), legal)
+        check_name("name", self.name)
+        check_one_of("affinity", self.affinity, get_args(Affinity))
+        check_one_of("execution", self.execution, get_args(Execution))
         self._check_start_method()
         for hook in ("check", "on_event"):
             if getattr(self, hook) is not None and not callable(getattr(self, hook)):
@@ -343,7 +296,7 @@ class PoolOptions:
         self._check_cache()
 
     def _check_cache(self) -> None:
-        _namespace("cache_namespace", self.cache_namespace)
+        check_namespace("cache_namespace", self.cache_namespace)
         if isinstance(self.cache, bool):
             return
         folder = os.fspath(self.cache) if isinstance(self.cache, (str, os.PathLike)) else None
@@ -352,7 +305,7 @@ class PoolOptions:
         object.__setattr__(self, "cache", os.path.abspath(os.path.expanduser(folder)))
 
     def _check_start_method(self) -> None:
-        _one_of("start_method", self.start_method, get_args(StartMethod))
+        check_one_of("start_method", self.start_method, get_args(StartMethod))
         if self.start_method == "template" and self.python is not None:
             raise OptionsError(
                 f"python={os.fspath(self.python)!r} needs start_method='spawn': a template forks this interpreter"
@@ -371,7 +324,7 @@ class PoolOptions:
             if self.overflow:
                 raise OptionsError("overflow: with groups, give each WorkerGroup its own overflow=")
         else:
-            _in_range("workers", self.workers, _Range(0, MAX_WORKERS, whole=True))
+            check_range("workers", self.workers, Range(0, MAX_WORKERS, whole=True))
         if not 1 <= self.size + sum(group.overflow for group in self.groups) <= MAX_WORKERS:
             raise OptionsError(f"workers and overflow together must be 1 to {MAX_WORKERS}, not {self.size}")
         if self.min_ready is not None and self.min_ready > self.size:
@@ -419,96 +372,3 @@ class PoolOptions:
 def _has_templates() -> bool:
     """Whether this system has what templates need: fork, pidfd, abandoned children's adoption."""
     return sys.platform == "linux"
-
-
-def seconds(option: str, value: object, *, none: bool = False) -> float:
-    """A time that a call was given, as a float; infinity for None.
-
-    Raises:
-        OptionsError: it is no number of seconds, or negative.
-    """
-    _in_range(option, value, _Range(0, MAX_SECONDS, none=none))
-    return math.inf if value is None else float(value)  # type: ignore[arg-type]
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about `word`: "; did you mean 'workers'?" where a known word is like it, else "."."""
-    likely = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {likely[0]!r}?" if likely else "."
-
-
-def _in_range(option: str, value: object, legal: _Range) -> None:
-    if not legal.admits(value):
-        too_long = isinstance(value, int) and abs(value) > MAX_WHOLE
-        raise OptionsError(f"{option} must be {legal}; it is {'beyond 64 bits' if too_long else repr(value)}")
-
-
-def _one_of(option: str, value: object, legal: tuple[str, ...]) -> None:
-    if value not in legal:
-        raise OptionsError(f"{option} must be one of {', '.join(legal)}; it is {value!r}")
-
-
-def _namespace(option: str, value: object) -> None:
-    if value is not None and not (isinstance(value, str) and _NAME.fullmatch(value)):
-        raise OptionsError(f"{option} must be 1 to 64 letters, digits or _ . : -, or None; it is {value!r:.80}")
-
-
-def _names(option: str, value: object) -> tuple[str, ...]:
-    names = (value,) if isinstance(value, str) else value
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
-        raise OptionsError(f"{option} must be module names; it is {value!r}")
-    return tuple(names)
-
-
-def _limits(value: object) -> dict[str, LMLimit]:
-    if not isinstance(value, Mapping):
-        raise OptionsError(f"lm_limits must be a mapping of models to LMLimits; it is a {type(value).__name__}")
-    if len(value) > MAX_LIMITED_MODELS:
-        raise OptionsError(f"lm_limits may name {MAX_LIMITED_MODELS} models, not {len(value)}; '*' is any other one")
-    limits = {}
-    for model, limit in value.items():
-        if not isinstance(model, str) or not model:
-            raise OptionsError(f"lm_limits must name models as their LMs do, or '*' for any; one name is {model!r:.80}")
-        if isinstance(limit, Mapping):
-            for name in limit:
-                if name not in LIMIT_RANGES:
-                    hint = did_you_mean(str(name), LIMIT_RANGES)
-                    known = ", ".join(LIMIT_RANGES)
-                    raise OptionsError(f"lm_limits[{model!r}] has no {name!r:.80}{hint} There are {known}")
-            try:
-                limit = LMLimit(**limit)
-            except OptionsError as error:
-                raise OptionsError(str(error).replace("LMLimit", f"lm_limits[{model!r}]", 1)) from None
-        if not isinstance(limit, LMLimit):
-            raise OptionsError(
-                f"lm_limits[{model!r}] must be an LMLimit or a dict of its arguments; it is {limit!r:.80}"
-            )
-        limits[model] = limit
-    return limits
-
-
-def _requirements(value: object) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else value
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        raise OptionsError(f"required_packages must be requirements, as in 'pandas>=2'; it is {value!r}")
-    if texts:  # else nobody pays for the import
-        from dspool import requirements
-
-        for text in texts:
-            requirements.parse(text)
-    return tuple(texts)
-
-
-def _environment(value: object) -> dict[str, str | None]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise OptionsError(
-            f"env must be a mapping of variable names to strings or None; it is a {type(value).__name__}"
-        )
-    for name, text in value.items():
-        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
-            raise OptionsError(f"env has a bad variable name: {name!r}")
-        if text is not None and (not isinstance(text, str) or "\0" in text):
-            raise OptionsError(f"env[{name!r}] must be a string or None, not a {type(text).__name__}")
-    return dict(value)

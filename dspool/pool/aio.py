@@ -21,7 +21,8 @@ import anyio.abc
 import anyio.lowlevel
 
 from dspool.errors import PoolError
-from dspool.options import PoolOptions, seconds
+from dspool.option_values import seconds
+from dspool.options import PoolOptions
 from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c

@@ -14,12 +14,14 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Never, TypeVar
 
 import anyio
 
 from dspool.errors import PoolError
-from dspool.options import PoolOptions, seconds
+from dspool.option_values import seconds
+from dspool.options import PoolOptions
 from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
@@ -353,9 +355,9 @@ class Pool(PoolFront):
         Raises:
             OptionsError: it is no DSPy program; or a keyword is unknown.
         """
-        from dspool.pool.wrapped import Way, awaited_beside, wrap
+        from dspool.pool.wrapped import Way, drive_beside, wrap
 
-        return wrap(self, program, as_run, Way(drive, awaited_beside(drive)))
+        return wrap(self, program, as_run, Way(drive, partial(drive_beside, drive)))
 
     def checkout(
         self,

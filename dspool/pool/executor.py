@@ -28,11 +28,13 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from dspool.errors import EncodeError, OptionsError
 from dspool.logs import get_logger
-from dspool.options import PoolOptions, did_you_mean
+from dspool.option_values import did_you_mean
+from dspool.options import PoolOptions
 from dspool.pool.blocking import Pool
-from dspool.pool.executor_calls import Call, Dispatcher, ExecutorBroken, SubmittedFuture
+from dspool.pool.executor_calls import Dispatcher, ExecutorBroken
 from dspool.pool.interrupts import guarded
 from dspool.pool.lm_specs import pickled
+from dspool.pool.submitted import Call, SubmittedFuture
 from dspool.pool.unsendable import unsendable
 from dspool.protocol.submitted import Entry, run_chunk
 from dspool.signals import let_through
@@ -155,7 +157,7 @@ class Executor(concurrent.futures.Executor):
     @guarded
     def _submit(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> SubmittedFuture[T]:
         dispatcher = self._dispatcher
-        future: SubmittedFuture[T] = SubmittedFuture(dispatcher)
+        future: SubmittedFuture[T] = SubmittedFuture(dispatcher.give_up)
         with self._lock:
             if dispatcher.broken is not None:
                 raise ExecutorBroken(str(dispatcher.broken), dispatcher.broken.reports)

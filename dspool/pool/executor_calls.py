@@ -3,8 +3,7 @@
 Rules:
     1. As many calls are under way as the pool has slots, and AHEAD more, which are pickled meanwhile. The others wait
        in the queue as the objects that they were submitted with, and have cost nothing yet.
-    2. A future stays pending until its call is over, so that the standard's own cancel() works at any time; running()
-       says whether the call is under way. Who is told of a future's end is told by the loop's thread.
+    2. Who is told of a future's end is told by the loop's thread.
     3. A call that is cancelled is given up as any call of the pool: its steps end with what was really done, so that a
        call which was never sent costs no worker.
     4. finish() may be called from anywhere, a finaliser and a signal handler too: it takes no lock.
@@ -22,33 +21,26 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 from dspool.errors import DspoolError, EncodeError, PoolBroken, PoolClosed, ProgramError
 from dspool.logs import get_logger
 from dspool.pool import lease as path
 from dspool.pool.blocking import Pool
 from dspool.pool.core.commands import INFINITY
-from dspool.pool.forms import callable_name
-from dspool.pool.identity import import_path
-from dspool.pool.lm_specs import pickled
 from dspool.pool.programs import Program
 from dspool.pool.results import program_error
+from dspool.pool.submitted import Call, Outcome, SettlingThread, SubmittedFuture, rebuilt
 from dspool.pool.threads import start_thread
-from dspool.pool.unsendable import MOST_NAMED, unsendable
 from dspool.pool.waits import ThreadWaits, drive_async
 from dspool.protocol.messages import ErrorInfo, ExecuteArgs, Response
 from dspool.protocol.requests import encode_request
-from dspool.signals import let_through
 from dspool.types import ExitReport
 
-T = TypeVar("T")
 AHEAD = 2
 """Calls that are made ready beyond those that the pool's slots can take."""
 Cancelled = Literal["none", "waiting", "all"]
-Outcome = tuple[Any, BaseException | None]
 _SEVERITY: tuple[Cancelled, ...] = ("none", "waiting", "all")
-_ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 
 
 class ExecutorBroken(PoolBroken, concurrent.futures.BrokenExecutor):
@@ -57,125 +49,6 @@ class ExecutorBroken(PoolBroken, concurrent.futures.BrokenExecutor):
     Attributes:
         reports: the workers that could not start for it, newest last.
     """
-
-
-class SubmittedFuture(concurrent.futures.Future[T]):
-    """The future of a call that was submitted to an Executor. Its cancel() ends a call that runs."""
-
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        super().__init__()
-        self._dispatcher: Dispatcher | None = dispatcher
-        self._under_way = False
-
-    def running(self) -> bool:
-        """Whether the call was given to the pool and is not over."""
-        return self._under_way and not self.done()
-
-    def cancel(self) -> bool:
-        """Cancel the call, whether it runs or not. Returns at once; one that runs is ended with its worker.
-
-        Returns:
-            Whether the future is cancelled now; False: the call was over.
-        """
-        try:
-            return super().cancel()
-        finally:  # also where a callback of the caller's ends this thread, or Ctrl-C comes here
-            dispatcher = self._dispatcher
-            if dispatcher is not None and self._under_way and self.cancelled():
-                dispatcher.give_up(self)
-
-    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
-        """Call `fn` with the future when its call is over; at once where it is.
-
-        What `fn` raises is logged, as the standard does it, and harms no other call: sys.exit() in it, too.
-        """
-        super().add_done_callback(partial(_call_back, fn))
-
-    def __repr__(self) -> str:
-        text = super().__repr__()
-        return text.replace("state=pending", "state=running", 1) if self.running() else text
-
-    def settle(self, value: Any, error: BaseException | None) -> None:
-        """The call is over. The loop's thread calls this, once."""
-        self._dispatcher = None
-        if not self.set_running_or_notify_cancel():
-            return
-        if error is not None:
-            self.set_exception(error)
-        else:
-            self.set_result(value)
-
-
-class _Thread(threading.Thread):
-    """The thread of a dispatcher, so that a callback can tell that it runs there."""
-
-
-def _call_back(fn: Callable[[concurrent.futures.Future[T]], object], future: concurrent.futures.Future[T]) -> None:
-    """What a future's callback raises beyond Exception would end the thread that calls it, and every call with that."""
-    try:
-        fn(future)
-    except Exception:
-        raise
-    except BaseException as error:
-        if not isinstance(threading.current_thread(), _Thread):
-            raise  # the caller's own thread, in cancel() or of a future that was done
-        raise RuntimeError(f"a future's callback raised {type(error).__name__}: {error}") from error
-
-
-class Call(Generic[T]):
-    """A call that was submitted."""
-
-    __slots__ = ("args", "fn", "future", "kwargs", "task")
-
-    def __init__(self, future: SubmittedFuture[T], fn: Callable[..., T], args: tuple[Any, ...], kwargs: Any) -> None:
-        self.future = future
-        self.fn: Callable[..., T] | None = fn
-        self.args: tuple[Any, ...] = args
-        self.kwargs: dict[str, Any] = kwargs
-        self.task: asyncio.Task[Outcome] | None = None
-
-    def pickle(self, pool: str) -> tuple[str, bytes]:
-        """The function's name, and the call as it travels. What was submitted is let go of.
-
-        Raises:
-            EncodeError: it can't be pickled; the text says which part of it.
-        """
-        call = (self.fn, self.args, self.kwargs)
-        name = callable_name(self.fn)
-        self.fn, self.args, self.kwargs = None, (), {}
-        try:
-            return name, _pickled(call)
-        except BaseException as error:  # SystemExit too, of an object's own __reduce__
-            what = _faults(call) if isinstance(error, Exception) else repr(error)
-            raise EncodeError(f"pool {pool!r}: a call of {name} can't be pickled, because of {what}") from error
-
-
-def _faults(call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> str:
-    """Which parts of a call can't be pickled, and why, in the words of who submitted it."""
-    function, args, kwargs = call
-    parts = [("the function", function)]
-    parts += [(f"its argument {number}", each) for number, each in enumerate(args, 1)]
-    parts += [(f"its argument {name!r:.60}", each) for name, each in kwargs.items()]
-    faults = []
-    for label, part in parts:
-        try:
-            pickled(part)
-        except Exception as error:
-            let_through(error)
-            faults.append(unsendable(part, label))
-    return "; ".join(faults[:MOST_NAMED]) or unsendable(call, "all of it")
-
-
-def _pickled(call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> bytes:
-    """A call's pickle; by the quick way where the worker imports the function and its arguments are plain."""
-    function, args, kwargs = call
-    if (
-        _ATOMS.issuperset(map(type, args))
-        and _ATOMS.issuperset(map(type, kwargs.values()))
-        and import_path(function) is not None
-    ):
-        return pickle.dumps(call, pickle.HIGHEST_PROTOCOL)
-    return pickled(call)
 
 
 class Dispatcher:
@@ -238,7 +111,7 @@ class Dispatcher:
         else:
             self.pool._driver.check_usable()
         self._pid = os.getpid()
-        thread = _Thread(target=self._main, name=f"dspool-executor-{self.pool.name}", daemon=True)
+        thread = SettlingThread(target=self._main, name=f"dspool-executor-{self.pool.name}", daemon=True)
         start_thread(thread, self.pool.name, otherwise=self._close_own)
         self._thread = thread
         self._ready.wait()
@@ -356,7 +229,7 @@ class Dispatcher:
         if future.cancelled() or self.broken is not None:
             future.settle(None, self._ending_error())
             return
-        future._under_way = True
+        future.under_way = True
         self._active[future] = call
         assert self._loop is not None
         call.task = self._loop.create_task(self._run(call))
@@ -430,7 +303,7 @@ class Dispatcher:
             info = response.error_info or ErrorInfo("program_error", response.error or "unknown error")
             data = info.details.pop("pickle", None)
             failure = program_error(program, _told(info), pool=self.pool.name, worker_id=worker_id)
-            return None, _rebuilt(data, failure) if isinstance(data, bytes) else self._judged(failure)
+            return None, rebuilt(data, failure) if isinstance(data, bytes) else self._judged(failure)
         assert isinstance(response.result, dict)
         value = response.result["value"]
         if not self._entry.pickles:
@@ -468,16 +341,3 @@ def _told(info: ErrorInfo) -> ErrorInfo:
     elif info.type == "dspool.protocol.submitted.CallNotLoaded":
         info.code = "call_not_loaded"
     return info
-
-
-def _rebuilt(data: bytes, failure: ProgramError) -> BaseException:
-    """The function's own exception, from the ProgramError; that alone where the exception can't be rebuilt here."""
-    try:
-        error = pickle.loads(data)
-        if not isinstance(error, BaseException):
-            return failure
-        error.__cause__ = failure
-    except BaseException as reason:
-        failure.add_note(f"Its class could not be rebuilt here: {type(reason).__name__}: {reason}")
-        return failure
-    return error

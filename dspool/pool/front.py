@@ -15,11 +15,13 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from dspool.errors import EncodeError, OptionsError, PoolClosed, PoolError, QueueTimeout
-from dspool.options import MAX_SECONDS, PoolOptions, did_you_mean, seconds
+from dspool.option_values import MAX_SECONDS, did_you_mean, seconds
+from dspool.options import PoolOptions
 from dspool.pool import lease as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
 from dspool.pool.driver import Driver
+from dspool.pool.lease import Driven
 from dspool.pool.lm_specs import ambient_spec, lm_spec
 from dspool.pool.names import Candidate
 from dspool.pool.programs import Program
@@ -56,7 +58,7 @@ LEASE_RUN_ARGUMENTS = ("timeout_s", "lm")
 LEASE_STREAM_ARGUMENTS = (*STREAM_ARGUMENTS, *LEASE_RUN_ARGUMENTS)
 CHECKOUT_ARGUMENTS = ("program", "session", "affinity", "timeout_s", "hold_s", "priority", "require")
 
-Prepared = tuple[Driver, Program, Steps[tuple[Response, int]]]
+Prepared = tuple[Driver, Program, Steps[Driven]]
 """A call that is ready: the pool's driver, the program, and the call's way, to be driven."""
 
 
@@ -315,7 +317,7 @@ class PoolFront:
 
     def _prepare_create(
         self, program_id: str, definition: Any, *, replace: bool, check: bool | None, allow_pickle: bool
-    ) -> tuple[Candidate, Steps[tuple[Response, int]] | None]:
+    ) -> tuple[Candidate, Steps[Driven] | None]:
         """A program that is ready to be registered, and the way to have a worker load it first, where one must."""
         control = self._opened
         if check is not None and not isinstance(check, bool):
@@ -333,7 +335,7 @@ class PoolFront:
         checkout.size_bytes = len(frame)
         return candidate, path.call(control.driver, checkout, program, frame, deadline, idempotent=True)
 
-    def _register(self, candidate: Candidate, replace: bool, loaded: tuple[Response, int] | None) -> None:
+    def _register(self, candidate: Candidate, replace: bool, loaded: Driven | None) -> None:
         if loaded is not None and not loaded[0].success:
             response, worker_id = loaded
             info = response.error_info or ErrorInfo(code="load_error", message=response.error or "unknown error")

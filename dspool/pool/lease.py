@@ -1,4 +1,4 @@
-"""The data path: a call from checkout to checkin, and Lease / AsyncLease, which hold a slot for several runs.
+"""The data path: a call from checkout to checkin, and a run in a lease that is kept (leases.py).
 
 The way of a call is written once, as generators that yield what they have to wait for; Pool drives them by blocking,
 AsyncPool by awaiting (steps.py).
@@ -43,6 +43,9 @@ from dspool.pool.steps import GRANT, PIECE, READ, WRITE, Steps
 from dspool.protocol.messages import CreateArgs, Response
 from dspool.protocol.requests import encode_request
 from dspool.types import Keep, Remove, Verdict
+
+Driven = tuple[Response, int]
+"""What a call's steps give when they are driven to their end: the response, and the worker it came from."""
 
 
 class DeadlinePassed(Exception):
@@ -210,8 +213,8 @@ def call(
     *,
     idempotent: bool,
     exchange: Exchange = exchange,
-) -> Steps[tuple[Response, int]]:
-    """One call: a lease, one run, checkin. Gives the response and the worker it came from.
+) -> Steps[Driven]:
+    """One call: a lease, one run, checkin.
 
     An idempotent call whose worker was lost is sent again, up to max_retries times within its deadline, but not once a
     piece of it was given. So is one that found nothing but dead workers until it was refused. Any other call stays

@@ -18,21 +18,17 @@ from dspool.pool.core.states import LeaseState
 from dspool.pool.driver import Driver
 from dspool.pool.front import LEASE_RUN_ARGUMENTS, LEASE_STREAM_ARGUMENTS, PoolFront, Timeout, unknown_argument
 from dspool.pool.interrupts import guarded
+from dspool.pool.lease import Driven
 from dspool.pool.polling import drive
 from dspool.pool.programs import Program
 from dspool.pool.slot_pipe import SlotPipe
 from dspool.pool.steps import Steps
 from dspool.pool.streams import AsyncStream, Stream, stream_args
-from dspool.protocol.messages import Response, StreamArgs
+from dspool.protocol.messages import StreamArgs
 from dspool.types import KEEP, Remove, Verdict, WorkerInfo
 
 if TYPE_CHECKING:
     from dspool.pool.aio import AsyncPool
-    from dspool.pool.blocking import Pool
-
-
-Driven = tuple[Response, int]
-"""A response, and the worker it came from."""
 
 
 class _HeldSlot:
@@ -141,9 +137,6 @@ class _HeldSlot:
 class Lease(_HeldSlot):
     """A borrowed slot, for threads; from Pool.checkout(). Use it with `with`."""
 
-    def __init__(self, pool: Pool, driver: Driver, record: Record, pipe: SlotPipe) -> None:
-        super().__init__(pool, driver, record, pipe)
-
     def run(
         self,
         program: Any,
@@ -203,9 +196,7 @@ class Lease(_HeldSlot):
 class AsyncLease(_HeldSlot):
     """A borrowed slot, for tasks; from AsyncPool.checkout(). Use it with `async with`."""
 
-    def __init__(self, pool: AsyncPool, driver: Driver, record: Record, pipe: SlotPipe) -> None:
-        super().__init__(pool, driver, record, pipe)
-        self._pool = pool
+    _front: AsyncPool
 
     async def run(
         self,
@@ -225,7 +216,7 @@ class AsyncLease(_HeldSlot):
         if unknown:
             raise unknown_argument("lease.run", unknown, LEASE_RUN_ARGUMENTS)
         resolved, steps = self._steps(program, inputs, timeout_s, lm)
-        return self._front._finish(resolved, *await self._pool._drive(steps))
+        return self._front._finish(resolved, *await self._front._drive(steps))
 
     def stream(
         self,
@@ -242,7 +233,7 @@ class AsyncLease(_HeldSlot):
         if unknown:
             raise unknown_argument("lease.stream", unknown, LEASE_STREAM_ARGUMENTS)
         resolved, steps = self._steps(program, inputs, timeout_s, lm, stream_args(fields, status))
-        return AsyncStream(self._pool, self._driver, resolved, steps)
+        return AsyncStream(self._front, self._driver, resolved, steps)
 
     async def close(self) -> None:
         """Give the slot back. Idempotent."""

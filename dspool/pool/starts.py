@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from dspool.errors import OptionsError
-from dspool.options import LMLimit, PoolOptions, WorkerGroup
+from dspool.lm_limits import LMLimit
+from dspool.options import PoolOptions, WorkerGroup
 from dspool.pool.lm_specs import adapter_spec, lm_spec
 from dspool.protocol.messages import BootConfig, CacheSpec, LimitSpec, LimitsSpec, LMSpec, NamedProgram
 from dspool.protocol.private_folder import make_private

@@ -20,10 +20,11 @@ import cloudpickle
 from dspool.errors import EncodeError, OptionsError, PoolError
 from dspool.pool.driver import Driver
 from dspool.pool.interrupts import guarded
+from dspool.pool.lease import Driven
 from dspool.pool.polling import drive
 from dspool.pool.programs import Program
 from dspool.pool.steps import Steps, until_piece
-from dspool.protocol.messages import Event, FieldChunk, ItemChunk, LMChunk, Response, StreamArgs
+from dspool.protocol.messages import Event, FieldChunk, ItemChunk, LMChunk, StreamArgs
 from dspool.signals import let_through
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def stream_args(fields: str | Iterable[str] | None, status: Any) -> StreamArgs:
 class _Pieces:
     """What both streams have in common."""
 
-    def __init__(self, front: PoolFront, driver: Driver, program: Program, steps: Steps[tuple[Response, int]]) -> None:
+    def __init__(self, front: PoolFront, driver: Driver, program: Program, steps: Steps[Driven]) -> None:
         self._front = front
         self._driver = driver
         self._program = program
@@ -74,7 +75,7 @@ class _Pieces:
                 f"pool {self._driver.name!r}: a stream gives one piece at a time; another caller waits for it"
             )
 
-    def _piece(self, event: Event | None, end: tuple[Response, int] | None) -> Any:
+    def _piece(self, event: Event | None, end: Driven | None) -> Any:
         """What the caller gets; _NOTHING where the stream is over without a value."""
         if event is not None:
             return piece_of(event)

@@ -36,12 +36,12 @@ from dspool.pool.context import bring_back, caller_of, finished, split_arguments
 from dspool.pool.driver import Driver
 from dspool.pool.front import RUN_ARGUMENTS, PoolFront, Prepared, unknown_argument
 from dspool.pool.kindred_errors import as_kindred
+from dspool.pool.lease import Driven
 from dspool.pool.relay import Listening, beside_stream, listening, relayed
 from dspool.pool.steps import Steps
 from dspool.pool.waits import ThreadWaits, drive_async
 from dspool.protocol.messages import Response
 
-Driven = tuple[Response, int]
 _classes: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
 """A program's class -> that of its wrappers."""
 
@@ -126,7 +126,7 @@ def _outlived(self: Any) -> None:
     """In place of the program's own __del__, which would end what the program still uses."""
 
 
-async def drive_beside(driver: Driver, steps: Steps[Driven], blocking: Callable[..., Driven]) -> Driven:
+async def drive_beside(blocking: Callable[..., Driven], driver: Driver, steps: Steps[Driven]) -> Driven:
     """Drive a blocking pool's call from a task: in its own loop on asyncio, on a thread elsewhere."""
     try:
         asyncio.get_running_loop()
@@ -247,8 +247,3 @@ def _copied(wrapper: Any, plain: Any) -> Any:
     elif link.forward is not None:
         fresh.forward = link.forward
     return fresh
-
-
-def awaited_beside(blocking: Callable[[Driver, Steps[Driven]], Driven]) -> Callable[..., Awaitable[Driven]]:
-    """How tasks drive a blocking pool's calls."""
-    return partial(drive_beside, blocking=blocking)

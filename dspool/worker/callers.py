@@ -27,7 +27,8 @@ from dspool.protocol.modules import modules_in
 from dspool.protocol.values import to_plain
 from dspool.worker.call_loop import Outlet
 from dspool.worker.programs import Outcome
-from dspool.worker.running import CallRefused, RunningCall
+from dspool.worker.relays import relay_settings
+from dspool.worker.running import CallRefused, Cancellation, RunningCall
 from dspool.worker.spending import CallTracker, attach
 
 if TYPE_CHECKING:
@@ -79,30 +80,27 @@ class CallerRun:
         A module that is not async runs on a thread, and can't be ended there but at its next piece or request.
         """
         module, positional, named = self._made_ready(inputs, lm)
-        relay, is_async = self._caller.relay, self._program.is_async
-        context = functools.partial(self._context, lm, deadline, dspool_cancellation=running.cancellation)
-        if relay is None and not is_async:
+        context = functools.partial(self._context, lm, deadline, running.cancellation)
+        if self._caller.relay is None and not self._program.is_async:
             with context() as tracker:
                 value = self._program.run(module, positional, named)
             return self._outcome(value, tracker)
 
-        from dspool.worker.field_streams import on_thread
-        from dspool.worker.relays import relay_settings
-
-        setting = self._program.runtime.setting
-
         async def work(outlet: Outlet) -> Outcome:
-            with context() as tracker, contextlib.ExitStack() as streamed:
-                if relay is not None:
-                    status = [setting(data) for data in relay.status]
-                    streamed.enter_context(dspy.context(**relay_settings(module, relay, status, outlet)))
-                if is_async:
-                    value = await module.acall(*positional, **named)
-                else:
-                    value = await on_thread(lambda: module(*positional, **named))
+            with context() as tracker, self._relayed(module, outlet):
+                value = await self._program.run_on_loop(module, positional, named)
             return self._outcome(value, tracker)
 
         return running.run(work)
+
+    def _relayed(self, module: Any, outlet: Outlet) -> contextlib.AbstractContextManager[None]:
+        """What the program sends into DSPy's stream goes into the caller's, if there is one."""
+        relay = self._caller.relay
+        if relay is None:
+            return contextlib.nullcontext()
+        status = [self._program.runtime.setting(data) for data in relay.status]
+        relayed: contextlib.AbstractContextManager[None] = dspy.context(**relay_settings(module, relay, status, outlet))
+        return relayed
 
     def _made_ready(
         self, inputs: dict[str, Any], lm: dict[str, Any] | None
@@ -117,14 +115,16 @@ class CallerRun:
         return module, positional, named
 
     @contextlib.contextmanager
-    def _context(self, lm: dict[str, Any] | None, deadline: float | None, **settings: Any) -> Iterator[CallTracker]:
+    def _context(
+        self, lm: dict[str, Any] | None, deadline: float | None, cancellation: Cancellation | None = None
+    ) -> Iterator[CallTracker]:
         """The call's context with the caller's settings in it."""
         caller, runtime = self._caller, self._program.runtime
-        settings |= {name: runtime.setting(data) for name, data in caller.objects.items()}
+        settings: dict[str, Any] = {name: runtime.setting(data) for name, data in caller.objects.items()}
         if caller.history:
             settings |= {"disable_history": False, "caller_modules": [self._collector]}
         settings |= caller.settings | {"trace": self._trace}
-        with runtime.call_context(lm, deadline, **settings) as tracker:
+        with runtime.call_context(lm, deadline, cancellation, settings) as tracker:
             self._usage = tracker.usage_data
             try:
                 yield tracker

@@ -98,7 +98,7 @@ class CallableProgram:
         runtime = self._loader.runtime if lm is not None else self._loader.runtime_if_made
         if runtime is None:
             return (*self._run_in(running, inputs), None, None)
-        with runtime.call_context(lm, deadline, dspool_cancellation=running.cancellation) as tracker:
+        with runtime.call_context(lm, deadline, running.cancellation) as tracker:
             kind, value = self._run_in(running, inputs)
         return kind, value, tracker.get_total_tokens() or None, tracker.spent()
 

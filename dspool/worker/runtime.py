@@ -1,7 +1,7 @@
 """DSPy in a worker: configured once, LMs by their spec's digest, and a context of its own for every call.
 
-The one module that imports dspy at its top; it is itself imported when the first DSPy program, LM or adapter turns up,
-and always on the main thread, which dspy.configure then belongs to.
+Imports dspy at its top, as do the modules that it is made of. Nobody imports it before the first DSPy program, LM or
+adapter turns up, and then always on the main thread, which dspy.configure belongs to.
 
 Rules:
     1. What a call may change is set per call with dspy.context, so calls on other slots don't see it.
@@ -19,23 +19,24 @@ import functools
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cloudpickle
 import dspy
 import msgspec
 
-from dspool.protocol.messages import BootConfig, Caller, LMSpec
+from dspool.protocol.messages import BootConfig, Caller, LMSpec, StreamArgs
 from dspool.protocol.secrets import Secrets
 from dspool.worker.caches import set_cache
 from dspool.worker.call_loop import Outlet
 from dspool.worker.callers import CallerRun
+from dspool.worker.field_streams import FieldStream, listeners_of, on_thread, stream_settings
 from dspool.worker.inputs import Inputs, of_module
 from dspool.worker.limits import Limits
 from dspool.worker.lms import CANCELLATION, DEADLINE, LIMITS, DeadlineLM
 from dspool.worker.programs import Outcome
-from dspool.worker.running import RunningCall
+from dspool.worker.running import Cancellation, RunningCall
 from dspool.worker.spending import COSTS, WAITS, CallTracker, attach
 
 MAX_LMS = 64
@@ -45,8 +46,6 @@ MAX_SETTINGS = 32
 
 _log = logging.getLogger(__name__)
 _ADAPTERS = {"chat": "ChatAdapter", "json": "JSONAdapter", "xml": "XMLAdapter"}
-
-CallContext = Callable[[], contextlib.AbstractContextManager[CallTracker]]
 
 
 class ModuleProgram:
@@ -85,24 +84,28 @@ class ModuleProgram:
         A module that is not async runs on a thread, and can't be ended there; its streamed predictors can.
         """
         given, module = self.inputs.revive(inputs), self.module_for(lm)
-        context = functools.partial(self.runtime.call_context, lm, deadline, **{CANCELLATION: running.cancellation})
+        context = functools.partial(self.runtime.call_context, lm, deadline, running.cancellation)
         args = running.stream
-        if args is None:
-            if self.is_async:
-                return running.run(lambda outlet: _acall(module, given, context))
+        if args is None and not self.is_async:
             with context() as tracker:
-                return _outcome(module(**given), tracker)
-        from dspool.worker.field_streams import FieldStream, listeners_of, on_thread, stream_settings
+                return _outcome(self.run(module, (), given), tracker)
 
         async def work(outlet: Outlet) -> Outcome:
             with context() as tracker:
-                stream = FieldStream(listeners_of(module, args.fields), outlet)
-                with dspy.context(**stream_settings(stream, args)):
-                    value = await (module.acall(**given) if self.is_async else on_thread(lambda: module(**given)))
-                    await stream.finish()
+                if args is None:
+                    value = await self.run_on_loop(module, (), given)
+                else:
+                    value = await self._streamed(module, given, args, outlet)
             return _outcome(value, tracker)
 
         return running.run(work)
+
+    async def _streamed(self, module: Any, given: dict[str, Any], args: StreamArgs, outlet: Outlet) -> Any:
+        stream = FieldStream(listeners_of(module, args.fields), outlet)
+        with dspy.context(**stream_settings(stream, args)):
+            value = await self.run_on_loop(module, (), given)
+            await stream.finish()
+        return value
 
     def for_caller(self, caller: dict[str, Any]) -> CallerRun:
         """A call that is to run under its caller's settings, as they came through the pipe."""
@@ -123,16 +126,17 @@ class ModuleProgram:
             return asyncio.run(module.acall(*positional, **named))
         return module(*positional, **named)
 
+    async def run_on_loop(self, module: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """The same on the worker's event loop; one that is not async of its own runs on a thread, and is waited for."""
+        if self.is_async:
+            return await module.acall(*positional, **named)
+        return await on_thread(lambda: self.run(module, positional, named))
+
 
 def _outcome(value: Any, tracker: CallTracker) -> Outcome:
     if not isinstance(value, dspy.Prediction):
         return "value", value, tracker.get_total_tokens(), tracker.spent()
     return "outputs", dict(value.items()), value.get_lm_usage() or tracker.get_total_tokens(), tracker.spent()
-
-
-async def _acall(module: Any, given: dict[str, Any], context: CallContext) -> Outcome:
-    with context() as tracker:
-        return _outcome(await module.acall(**given), tracker)
 
 
 def is_async(module: Any) -> bool:
@@ -197,7 +201,13 @@ class Runtime:
             dspy.configure(lm=lm)
 
     @contextlib.contextmanager
-    def call_context(self, lm: dict[str, Any] | None, deadline: float | None, **settings: Any) -> Iterator[CallTracker]:
+    def call_context(
+        self,
+        lm: dict[str, Any] | None,
+        deadline: float | None,
+        cancellation: Cancellation | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Iterator[CallTracker]:
         """One call's settings, and what counts its tokens.
 
         With a tracker of ours, usage is counted whatever the program returns; DSPy by itself warns on each call whose
@@ -206,13 +216,14 @@ class Runtime:
         Args:
             lm: the call's own LM, a spec as it came through the pipe; None: the default one.
             deadline: the call's, absolute; None: no limit.
-            settings: further settings of the caller's.
+            cancellation: the call's; None: it can't be cancelled.
+            settings: the caller's, by name.
         """
         tracker = CallTracker()
         chosen = {} if lm is None else {"lm": self.lm_of(lm)}
-        own = {"trace": [], "usage_tracker": tracker, DEADLINE: deadline, LIMITS: self._limits}
-        own |= {COSTS: tracker.costs, WAITS: tracker.waits}
-        with dspy.context(**{**self._per_call, **chosen, **own, **settings}):
+        own = {"trace": [], "usage_tracker": tracker, COSTS: tracker.costs, WAITS: tracker.waits}
+        own |= {DEADLINE: deadline, CANCELLATION: cancellation, LIMITS: self._limits}
+        with dspy.context(**{**self._per_call, **chosen, **own, **(settings or {})}):
             try:
                 yield tracker
             except BaseException as error:

@@ -25,6 +25,8 @@ ROOMS = {
     "dspool.__main__": "cli",
     "dspool.errors": "errors",
     "dspool.logs": "logs",
+    "dspool.lm_limits": "options",
+    "dspool.option_values": "options",
     "dspool.options": "options",
     "dspool.requirements": "requirements",
     "dspool.signals": "signals",

@@ -414,6 +414,8 @@ def test_the_callers_settings_apply(make_pool: MakePool, programs: Any, dspy: An
     assert (found.lm[0], found.lm[1]["temperature"]) == ("openai/mine", 0.3)
     assert (found.adapter, found.num_threads, found.mine) == ("JSONAdapter", 3, [1])
     assert told().adapter == "XMLAdapter"
+    with dspy.context(mine=[2], deadline=3, settings=4, cancellation=5):  # named as what a worker's own code has
+        assert told().mine == [2]
     given = pool.wrap(programs.Told(), lm="openai/given")
     with dspy.context(lm=dspy.LM("openai/mine")):
         assert given().lm[0] == "openai/given"
