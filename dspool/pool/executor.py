@@ -33,7 +33,7 @@ from dspool.pool.blocking import Pool
 from dspool.pool.executor_calls import Call, Dispatcher, ExecutorBroken, SubmittedFuture
 from dspool.pool.interrupts import guarded
 from dspool.pool.lm_specs import pickled
-from dspool.pool.unsendable import unsendable
+from dspool.pool.unsendable import A_POOL_STAYS, unsendable
 from dspool.protocol.submitted import Entry, run_chunk
 from dspool.signals import let_through
 
@@ -130,6 +130,9 @@ class Executor(concurrent.futures.Executor):
 
     def __repr__(self) -> str:
         return f"<Executor over {self.pool!r}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(A_POOL_STAYS)
 
     @property
     def _broken(self) -> ExecutorBroken | None:
