@@ -431,9 +431,16 @@ def seconds(option: str, value: object, *, none: bool = False) -> float:
     return math.inf if value is None else float(value)  # type: ignore[arg-type]
 
 
+_ELSEWHERE = {"num_threads": "workers", "model": "lm"}
+"""What DSPy calls them."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about `word`: "; did you mean 'workers'?" where a known word is like it, else "."."""
+    known = list(known)
     likely = difflib.get_close_matches(word, known, n=1)
+    if _ELSEWHERE.get(word) in known:
+        likely = [_ELSEWHERE[word]]
     return f"; did you mean {likely[0]!r}?" if likely else "."
 
 
