@@ -33,6 +33,8 @@ WHAT_TO_DO = (
     'by its import path, "package.module:attribute": each worker then makes its own'
 )
 """With members of a program."""
+A_POOL_STAYS = "a pool stays in its own process: a program calls another one directly, or as pool.wrap() gives it"
+"""Why it can't be pickled. A wrapper can: in a worker it is the plain program."""
 _MOST_FOUND = 1000
 _MOST_VISITED = 100_000
 """Objects that are gone through on the way to the members: they have been pickled, so there is an end to them."""
