@@ -17,7 +17,7 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
-from dspool.errors import FrameTooLarge, OptionsError
+from dspool.errors import FrameTooLarge, OptionsError, PoolError
 from dspool.options import PoolOptions
 from dspool.pool.core import commands as c
 from dspool.pool.core.states import PoolState
@@ -32,6 +32,7 @@ from dspool.pool.session_lms import SessionLMs
 from dspool.pool.starts import asked_of, boot_config, limits_spec, make_cache_folders, make_launcher
 from dspool.pool.steps import Steps
 from dspool.protocol.codec import MSGPACK
+from dspool.protocol.importing import module_being_imported
 from dspool.protocol.messages import HANDSHAKE_ID, BootConfig, LMSpec, NamedProgram, Request
 from dspool.protocol.secrets import Secrets
 from dspool.supervisor import boot, environment, forked
@@ -53,6 +54,12 @@ class ControlPlane:
     """
 
     def __init__(self, options: PoolOptions, launcher: Launcher | None = None) -> None:
+        if (module := module_being_imported()) is not None:
+            raise PoolError(
+                f"pool {options.name!r}: the module {module!r} opens a pool where it is imported, and this is a "
+                "worker: its pool's workers would import it again, without end. Open the pool in a function, or under "
+                '`if __name__ == "__main__":`; or move what workers import to a module of its own'
+            )
         if launcher is None:
             make_cache_folders(options)
         self._findings = environment.at_open(asked_of(options), real=launcher is None)

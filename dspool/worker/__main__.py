@@ -45,9 +45,11 @@ def main() -> NoReturn:
     # From here on nothing can keep this process alive without its manager.
     import socket
 
+    from dspool.protocol.importing import this_is_a_worker
     from dspool.worker.boot import Worker
     from dspool.worker.stdio import own_stdio
 
+    this_is_a_worker()
     own_stdio()
     for fd in (fd for numbers in fds.values() for fd in numbers):
         os.set_inheritable(fd, False)

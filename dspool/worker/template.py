@@ -44,6 +44,7 @@ from typing import NoReturn
 
 from dspool.protocol.codec import MSGPACK
 from dspool.protocol.frames import HEADER_BYTES
+from dspool.protocol.importing import this_is_a_worker
 from dspool.protocol.limits import EXIT_BOOT_ERROR
 from dspool.protocol.messages import HANDSHAKE_ID, PROTOCOL_VERSION, BootConfig, LMSpec, Request
 from dspool.protocol.records import (
@@ -401,6 +402,7 @@ def main() -> NoReturn:
     fds = dict(zip(sys.argv[1::2], map(int, sys.argv[2::2]), strict=True))
     control, lifeline, dump = fds["--control"], fds["--lifeline"], fds["--dump"]
     begin_child(lifeline, dump)
+    this_is_a_worker()
     # From here on nothing can keep this process alive without its manager.
     own_stdio()
     for fd in fds.values():

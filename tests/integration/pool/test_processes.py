@@ -410,6 +410,35 @@ def test_a_worker_whose_dspy_import_fails_says_so_at_once(
     assert caught.value.report.reason == "boot_error"
 
 
+OPENS_A_POOL = """
+import dspool
+pool = dspool.Pool(workers=1).open()
+def double(n): return 2 * n
+"""
+
+
+def double_in_a_pool(n: int) -> Any:
+    """Opens a pool when it is called."""
+    with dspool.Pool(workers=1, start_method="spawn") as pool:
+        return pool.run(lambda n: 2 * n, {"n": n})
+
+
+@pytest.mark.parametrize("start_method", ["template", "spawn"])
+def test_a_module_that_opens_a_pool_as_it_is_imported_makes_no_chain_of_pools(
+    make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_method: str
+) -> None:
+    (tmp_path / "opens_a_pool.py").write_text(OPENS_A_POOL, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    told = "the module 'opens_a_pool' opens a pool where it is imported"
+    pool = make_pool(workers=1, start_method=start_method)
+    with pytest.raises(dspool.ProgramError, match=told) as caught:
+        pool.run("opens_a_pool:double", {"n": 1})
+    assert caught.value.code == "load_error"
+    with pytest.raises(dspool.WorkerStartError, match=told):
+        make_pool(workers=1, start_method=start_method, preload=["opens_a_pool"])
+    assert pool.run(double_in_a_pool, {"n": 2}) == 4
+
+
 def test_env_reaches_the_workers_and_none_removes_a_variable(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
