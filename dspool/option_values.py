@@ -16,6 +16,8 @@ MAX_SECONDS = 1e9
 """The longest time that can be asked for, about 31 years: any longer is None, "no limit"."""
 MAX_WHOLE = 2**63 - 1
 """The largest whole number that can be asked for: it travels to workers, and is multiplied by fractions."""
+_ELSEWHERE = {"num_threads": "workers", "model": "lm"}
+"""What DSPy calls them."""
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -65,7 +67,10 @@ def seconds(option: str, value: object, *, none: bool = False) -> float:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about `word`: "; did you mean 'workers'?" where a known word is like it, else "."."""
+    known = list(known)
     likely = difflib.get_close_matches(word, known, n=1)
+    if _ELSEWHERE.get(word) in known:
+        likely = [_ELSEWHERE[word]]
     return f"; did you mean {likely[0]!r}?" if likely else "."
 
 

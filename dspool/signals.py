@@ -49,4 +49,5 @@ def _number_and_frame(frame: FrameType) -> list[Any]:
     if more:
         rest = variables.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount])
         values += rest if isinstance(rest, tuple) else ()
-    return values if any(isinstance(value, int) for value in values) else []
+    # Not isinstance(), which asks a value's own __class__ too: that may raise.
+    return values if any(issubclass(type(value), int) for value in values) else []

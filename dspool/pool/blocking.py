@@ -524,7 +524,10 @@ class Pool(PoolFront):
         self._resize(workers, group)
 
     def reload(self) -> None:
-        """Replace every worker, one at a time, each kept until its replacement is ready. Returns at once."""
+        """Replace every worker, one at a time, each kept until its replacement is ready.
+
+        Returns at once. Calls may run in old workers, with what these have imported, until workers() has none of them.
+        """
         self._driver.order(c.Reload())
 
     def recycle(self, worker_id: int) -> None:

@@ -35,7 +35,7 @@ from dspool.pool.executor_calls import Dispatcher, ExecutorBroken
 from dspool.pool.interrupts import guarded
 from dspool.pool.lm_specs import pickled
 from dspool.pool.submitted import Call, SubmittedFuture
-from dspool.pool.unsendable import unsendable
+from dspool.pool.unsendable import A_POOL_STAYS, unsendable
 from dspool.protocol.submitted import Entry, run_chunk
 from dspool.signals import let_through
 
@@ -132,6 +132,9 @@ class Executor(concurrent.futures.Executor):
 
     def __repr__(self) -> str:
         return f"<Executor over {self.pool!r}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(A_POOL_STAYS)
 
     @property
     def _broken(self) -> ExecutorBroken | None:

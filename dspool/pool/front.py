@@ -28,6 +28,7 @@ from dspool.pool.programs import Program
 from dspool.pool.results import NOT_RUN, load_error, program_error, result_of
 from dspool.pool.steps import Steps
 from dspool.pool.streams import stream_args
+from dspool.pool.unsendable import A_POOL_STAYS
 from dspool.protocol.messages import Caller, CreateArgs, ErrorInfo, ExecuteArgs, Response, StreamArgs
 from dspool.protocol.requests import encode_request
 from dspool.protocol.values import to_plain
@@ -89,6 +90,11 @@ class PoolFront:
         control = self._control
         state = "not open" if control is None else control.driver.core.state.value
         return f"<{type(self).__name__} {self.name!r} {state}, {self.options.size} workers>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._control is not None:  # its locks and sockets, one by one, would tell a user nothing
+            raise TypeError(A_POOL_STAYS)
+        return super().__reduce_ex__(protocol)
 
     @property
     def _driver(self) -> Driver:

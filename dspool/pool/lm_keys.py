@@ -15,7 +15,7 @@ from dspool.protocol.secrets import Secrets
 from dspool.supervisor.launch import worker_environment
 
 MAX_SEEN = 1024
-"""LMs that are remembered; from then on nothing is said of new ones. There may be one for each of many callers."""
+"""LMs that are remembered; from then on no warning is given of new ones. There may be one for each of many callers."""
 
 
 class LMKeys:
@@ -31,7 +31,7 @@ class LMKeys:
         self, options: PoolOptions, publish: Callable[[str, Mapping[str, Any]], None], secrets: Secrets
     ) -> None:
         self.seen: set[str] = set()
-        """Digests of LMs that need no further look."""
+        """Digests of LMs that need no further look: their keys are masked for good."""
         self._options = options
         self._publish = publish
         self._secrets = secrets
@@ -44,7 +44,10 @@ class LMKeys:
             everywhere: it needs one in every group's workers, as the pool's own LM does. Else one group that has it is
                 enough: a call may be meant for that.
         """
-        if spec.digest in self.seen or len(self.seen) >= MAX_SEEN:
+        if spec.digest in self.seen:
+            return
+        if len(self.seen) >= MAX_SEEN:
+            self._secrets.add_lm(spec, passing=True)
             return
         self.seen.add(spec.digest)
         self._secrets.add_lm(spec)

@@ -41,7 +41,7 @@ from dspool.pool.identity import digest, loaded_dspy
 from dspool.pool.lm_specs import is_lm, lm_spec, pickled, stable_digest
 from dspool.pool.names import Candidate, Names, Registered
 from dspool.pool.program import Program as Program
-from dspool.pool.unsendable import WHAT_TO_DO, unsendable
+from dspool.pool.unsendable import A_POOL_STAYS, WHAT_TO_DO, unsendable
 from dspool.pool.watch import Watch
 from dspool.protocol.definitions import IMPORT_PATH, DefinitionError
 from dspool.protocol.frames import HEADER_BYTES, MAX_LENGTH
@@ -324,7 +324,8 @@ class ProgramStore:
         except Exception as error:
             let_through(error)
             faults = unsendable(thing, "self" if isinstance(thing, loaded_dspy("Module")) else label, without_lm)
-            self._refuse(f"the program {label} can't be pickled, because of {faults}. {WHAT_TO_DO}", error)
+            advice = "" if A_POOL_STAYS in faults else f". {WHAT_TO_DO}"
+            self._refuse(f"the program {label} can't be pickled, because of {faults}{advice}", error)
         return PickledProgram(data, label, lms)
 
     def _kept(self, program: Program) -> Program:

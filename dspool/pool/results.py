@@ -176,7 +176,7 @@ def _lm_error(info: ErrorInfo) -> str:
         advice = f"The provider asks to try again after {info.retry_after_s:g} s."
     else:
         advice = "The same call may succeed later."
-    return f"got an error from its LM{status}: {_cause(info).rstrip()}. {advice}"
+    return _advised(f"got an error from its LM{status}: {_cause(info)}", advice)
 
 
 _KEY_CODES = ("auth", "not_configured")
@@ -192,15 +192,19 @@ _PROVIDER_ADVICE = (
 
 
 def _parse_error(info: ErrorInfo) -> str:
-    return (
-        f"could not read its LM's answer: {_cause(info)}. The answer is in details['lm_response']; another try, model "
-        f"or adapter may give a readable one"
-    )
+    advice = "The answer is in details['lm_response']; another try, model or adapter may give a readable one"
+    return _advised(f"could not read its LM's answer: {_cause(info)}", advice)
+
+
+def _advised(told: str, advice: str) -> str:
+    """What was said, and what to do: in its own line after a text of several, such as DSPy's lists of remedies."""
+    told = told.rstrip()
+    return f"{told}\n{advice}" if "\n" in told else f"{told.removesuffix('.')}. {advice}"
 
 
 _IMPORT_ADVICE = (
     ". Workers import from the sys.path, the folder and the environment that this process had at open(); reload() "
-    "gives them those of now"
+    "replaces them, one by one, with workers that have those of now"
 )
 
 
@@ -217,7 +221,7 @@ def load_error(program: Program, info: ErrorInfo, *, pool: str, worker_id: int) 
     """The error of a program that a worker could not load when it was to be registered."""
     error = program_error(program, info, pool=pool, worker_id=worker_id)
     error.args = (
-        f"pool {pool!r}: the program {program.label} was not registered, since worker {worker_id} can't load it: "
+        f"pool {pool!r}: the program {program.label!r} was not registered, since worker {worker_id} can't load it: "
         f"{_not_loaded(info)}",
     )
     return error

@@ -7,6 +7,7 @@ Rules:
     2. The object is gone through once, by the pickler itself: each part that can't be taken apart is noted, and left
        out so that the rest is seen too. Cycles end as they do in any pickle.
     3. A member that stands in several places is named at each.
+    4. Whatever an object's own methods raise meanwhile costs the part of the answer that they were asked for.
 
 Looked for only when pickling has failed.
 """
@@ -17,7 +18,7 @@ import functools
 import itertools
 import types
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import cloudpickle
@@ -32,6 +33,8 @@ WHAT_TO_DO = (
     'by its import path, "package.module:attribute": each worker then makes its own'
 )
 """With members of a program."""
+A_POOL_STAYS = "a pool stays in its own process: a program calls another one directly, or as pool.wrap() gives it"
+"""Why it can't be pickled. A wrapper can: in a worker it is the plain program."""
 _MOST_FOUND = 1000
 _MOST_VISITED = 100_000
 """Objects that are gone through on the way to the members: they have been pickled, so there is an end to them."""
@@ -56,11 +59,15 @@ def unsendable(thing: Any, label: str, without_lm: Collection[int] = ()) -> str:
     except Exception as error:  # no single member's: nested too deep, or a reduction that is none
         let_through(error)
         whole = error
-    faults = [f"{way}: {_named(part)} ({_reason(error)})" for way, part, error in _found(search, thing, label)]
+    faults = [f"{way}: {_text(part, _named)} ({_reason(error)})" for way, part, error in _found(search, thing, label)]
     if not faults:
-        return f"{label}: {'' if whole is None else type(whole).__name__}: {whole!s:.300}"
+        return f"{label}: {'' if whole is None else type(whole).__name__}: {_text(whole)}"
     more = len(faults) - MOST_NAMED
     return "; ".join(faults[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+class _Enough(Exception):
+    """So many were found that nobody wants to know of further ones."""
 
 
 class _Nowhere:
@@ -88,8 +95,9 @@ class _Search(Pickler):
             raise  # of a pickle that nests too deep, whatever part is its deepest
         except (Exception, SystemExit) as error:
             let_through(error)
-            if len(self.faults) < _MOST_FOUND:
-                self.faults[id(thing)] = (thing, error)
+            if len(self.faults) >= _MOST_FOUND:
+                raise _Enough from None
+            self.faults[id(thing)] = (thing, error)
             return dict, ()
         if isinstance(reduced, tuple) and len(self.reductions) < _MOST_VISITED:
             self.reductions[id(thing)] = (thing, reduced)
@@ -112,7 +120,7 @@ def _found(search: _Search, thing: Any, label: str) -> Iterator[tuple[str, Any, 
     visited = {id(thing)}
     while ahead and len(visited) < _MOST_VISITED:
         way, whole = ahead.popleft()
-        for step, part in _parts(whole, search):
+        for step, part in _as_far_as_they_go(_parts(whole, search)):
             if id(part) in search.faults:
                 yield way + step, *search.faults[id(part)]
                 unplaced.pop(id(part), None)
@@ -123,10 +131,17 @@ def _found(search: _Search, thing: Any, label: str) -> Iterator[tuple[str, Any, 
         yield f"somewhere in {label}", part, error
 
 
+def _as_far_as_they_go(parts: Iterator[Part]) -> Iterator[Part]:
+    try:
+        yield from parts
+    except Exception as error:  # of a class's own items(), say
+        let_through(error)
+
+
 def _parts(thing: Any, search: _Search) -> Iterator[Part]:
     """What an object consists of, for its pickle."""
     if isinstance(thing, dict):
-        yield from ((f"[{key!r:.60}]", part) for key, part in list(thing.items()))
+        yield from ((f"[{_text(key, repr):.60}]", part) for key, part in list(thing.items()))
     elif isinstance(thing, list | tuple | set | frozenset | deque):
         yield from ((f"[{number}]", part) for number, part in enumerate(list(thing)))
     if isinstance(thing, types.MethodType):
@@ -155,8 +170,8 @@ def _of_function(function: types.FunctionType) -> Iterator[Part]:
         if name in namespace:
             yield f", its global {name!r}", namespace[name]
     defaults = function.__defaults__ or ()
-    names = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
-    for name, part in itertools.chain(zip(names, defaults, strict=True), (function.__kwdefaults__ or {}).items()):
+    names = code.co_varnames[max(0, code.co_argcount - len(defaults)) : code.co_argcount]
+    for name, part in itertools.chain(zip(names, defaults, strict=False), (function.__kwdefaults__ or {}).items()):
         yield f", the default of its {name!r}", part
     for name, part in vars(function).items():
         yield f".{name}", part
@@ -188,4 +203,13 @@ def _named(part: Any) -> str:
 
 def _reason(error: BaseException) -> str:
     plain = isinstance(error, TypeError) or type(error).__name__ == "PicklingError"
-    return f"{error!s:.300}" if plain else f"{type(error).__name__}: {error!s:.300}"
+    return _text(error) if plain else f"{type(error).__name__}: {_text(error)}"
+
+
+def _text(thing: Any, form: Callable[[Any], str] = str) -> str:
+    """A form of it that its own class may have made; cut."""
+    try:
+        return f"{form(thing):.300}"
+    except Exception as error:
+        let_through(error)
+        return "something that can't be shown"

@@ -22,9 +22,9 @@ import copy
 import inspect
 import operator
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
-from types import MethodType
+from types import MemberDescriptorType, MethodType
 from typing import Any
 
 import anyio.from_thread
@@ -87,7 +87,7 @@ def wrap(pool: PoolFront, program: Any, as_run: Mapping[str, Any], way: Way) -> 
 
 def _wrapper(link: _Link) -> Any:
     wrapper = object.__new__(_class_for(type(link.plain)))
-    wrapper._dspool = link
+    object.__setattr__(wrapper, "_dspool", link)  # whatever the program's own __setattr__ makes of it
     object.__setattr__(wrapper, "__dict__", link.plain.__dict__)
     return wrapper
 
@@ -99,10 +99,31 @@ def _class_for(base: Any) -> Any:
         import dspy
 
         namespace = {name: base.__dict__[name] for name in ("__doc__", "__firstlineno__") if name in base.__dict__}
-        namespace |= {"__module__": base.__module__, "__qualname__": base.__qualname__, "__slots__": ()}
+        namespace |= {"__module__": base.__module__, "__qualname__": base.__qualname__, "__slots__": ("_dspool",)}
         namespace |= {"__call__": dspy.Module.__call__, "acall": dspy.Module.acall}
+        namespace |= {name: _shared(slot) for name, slot in _slots(base)}
+        if hasattr(base, "__del__"):
+            namespace["__del__"] = _outlived
         made = _classes[base] = type(base)(base.__name__, (Pooled, base), namespace)
     return made
+
+
+def _slots(base: type) -> Iterator[tuple[str, MemberDescriptorType]]:
+    for kind in reversed(base.__mro__):
+        yield from ((name, each) for name, each in vars(kind).items() if isinstance(each, MemberDescriptorType))
+
+
+def _shared(slot: MemberDescriptorType) -> property:
+    """An attribute of the program's that is in none of the dicts."""
+    return property(
+        lambda self: slot.__get__(self._dspool.plain),
+        lambda self, value: slot.__set__(self._dspool.plain, value),
+        lambda self: slot.__delete__(self._dspool.plain),
+    )
+
+
+def _outlived(self: Any) -> None:
+    """In place of the program's own __del__, which would end what the program still uses."""
 
 
 async def drive_beside(blocking: Callable[..., Driven], driver: Driver, steps: Steps[Driven]) -> Driven:
@@ -117,9 +138,12 @@ async def drive_beside(blocking: Callable[..., Driven], driver: Driver, steps: S
 class Pooled:
     """The part of a wrapper that isn't the program's own class."""
 
-    __slots__ = ("_dspool",)
+    __slots__ = ()
 
     _dspool: _Link
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """The program classes' own is not called: it is for classes that somebody defines, and may register them."""
 
     # --- calls ----------------------------------------------------------------------------------------------------
 

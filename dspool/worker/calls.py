@@ -115,6 +115,7 @@ class Calls:
         if not isinstance(caller, dict) or for_caller is None:
             return refused(request.id, ErrorInfo("invalid_args", "only a DSPy module takes a caller's settings"))
         run: CallerRun = for_caller(caller)
+        self._secrets.add_settings(caller.get("settings") or {}, passing=True)
         response = self._execute(run, request, deadline, emit, streamed=caller.get("relay") is not None)
         response.records = run.records()
         return response

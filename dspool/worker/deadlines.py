@@ -11,6 +11,8 @@ from typing import Any
 SHORTEST_S = 0.01
 """With less than this left a request is not begun."""
 LONGEST_PAUSE_S = 60.0
+LONGEST_ASKED_S = 3600.0
+"""The longest pause of a provider's choice that a retry waits for."""
 _MAX_CAUSES = 8
 _RETRY_IN = re.compile(r"\bretry in (\d{1,6}(?:\.\d+)?) ?s", re.IGNORECASE)
 

@@ -40,7 +40,7 @@ def _add_lms_of(error: BaseException, secrets: Secrets) -> None:
     if isinstance(kind, type):
         with contextlib.suppress(Exception):  # an LM may have turned any attribute into anything
             for lm in _lms_among_frames(error, kind):
-                secrets.add_settings(vars(lm))
+                secrets.add_settings(vars(lm), passing=True)
 
 
 def _lms_among_frames(error: BaseException, kind: type) -> Iterator[Any]:

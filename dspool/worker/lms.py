@@ -4,6 +4,7 @@ Rules:
     1. No request, retries and the pauses before them included, is begun that can't end before the call's deadline.
     2. Whatever is really sent passes the limits first, each retry too. What a cache answers passes nothing.
     3. Where a call can be cancelled, a pause ends with it.
+    4. A request of which pieces were streamed is not begun again.
 
 Imports dspy; the runtime makes these LMs, and puts what they need into each call's context.
 """
@@ -11,6 +12,7 @@ Imports dspy; the runtime makes these LMs, and puts what they need into each cal
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 from dspy.clients.execution import IGNORED_CACHE_KEYS, aexecute, execute, finalize, prepare
 from dspy.utils.callback import with_callbacks
 
-from dspool.worker.deadlines import SHORTEST_S, pause_asked, request_timeout, retry_pause
+from dspool.worker.deadlines import LONGEST_ASKED_S, SHORTEST_S, pause_asked, request_timeout, retry_pause
 from dspool.worker.limits import Gate, Limits, TurnTooLate
 from dspool.worker.running import Cancellation
 from dspool.worker.spending import note_cost, note_wait, tokens_in
@@ -73,17 +75,19 @@ class DeadlineLM(_LM):
         if cancellation is not None:
             cancellation.check()
         call, deadline = prepare(self, prompt, messages, kwargs), _deadline()
-        attempt = 0
+        attempt, pieces = 0, _Pieces()
         while True:
             gate = self._gate(call)
             if gate is not None and not _is_cached(self, call, False):
                 for pause in self._pauses(gate, deadline):
                     wait(pause)
             try:
-                return self._finished(call, execute(self._within(call, deadline), call), gate)
+                with pieces.noted():
+                    result = execute(self._within(call, deadline), call)
+                return self._finished(call, result, gate)
             except dspy.LMError as error:
                 retry_after = self._pause_after(error, call, gate, attempt, deadline)
-                if retry_after is None:
+                if retry_after is None or pieces.sent:
                     raise
             wait(retry_after)
             attempt += 1
@@ -92,17 +96,19 @@ class DeadlineLM(_LM):
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         """As dspy.LM, within the call's deadline."""
         call = await asyncio.to_thread(prepare, self, prompt, messages, kwargs, asynchronous=True)
-        attempt, deadline = 0, _deadline()
+        attempt, deadline, pieces = 0, _deadline(), _Pieces()
         while True:
             gate = self._gate(call)
             if gate is not None and not await asyncio.to_thread(_is_cached, self, call, True):
                 for pause in self._pauses(gate, deadline):
                     await asyncio.sleep(pause)
             try:
-                return self._finished(call, await aexecute(self._within(call, deadline), call), gate)
+                with pieces.noted():
+                    result = await aexecute(self._within(call, deadline), call)
+                return self._finished(call, result, gate)
             except dspy.LMError as error:
                 retry_after = self._pause_after(error, call, gate, attempt, deadline)
-                if retry_after is None:
+                if retry_after is None or pieces.sent:
                     raise
             await asyncio.sleep(retry_after)
             attempt += 1
@@ -132,8 +138,6 @@ class DeadlineLM(_LM):
 
     def _within(self, call: Any, deadline: float) -> DeadlineLM:
         """A copy for one attempt, with what is left as its timeout where it has none of its own that is shorter."""
-        if deadline == math.inf and dspy.settings.send_stream is not None:
-            return self  # DSPy knows whether pieces of it were sent, and so whether it may be begun again
         left = deadline - time.monotonic()
         if left < SHORTEST_S:
             raise dspy.LMTimeoutError("the call's deadline has come; the request was not sent", model=self.model)
@@ -152,25 +156,44 @@ class DeadlineLM(_LM):
     ) -> float | None:
         """How long to wait before the next attempt; None if there is none: not worth it, used up, or too late.
 
-        Where the provider asks for a pause, the whole pool keeps it. A stream is never begun again here: pieces of it
-        may have been sent.
+        Where the provider asks for a pause, the whole pool keeps it. One that asks for more than LONGEST_ASKED_S has
+        refused, and a call without a deadline must not hold its slot for so long.
         """
         if gate is not None:
             gate.used(0)
         asked, limits = pause_asked(error), dspy.settings.get(LIMITS)
         if limits is not None and asked and isinstance(error, dspy.LMRateLimitError):
             limits.hold(self.model, {**self.kwargs, **call.legacy}, asked)
-        streamed = dspy.settings.send_stream is not None
-        if streamed or attempt >= self.num_retries or not dspy.is_retryable_lm_error(error):
+        if attempt >= self.num_retries or not dspy.is_retryable_lm_error(error):
             return None
         pause = retry_pause(attempt, asked)
-        return pause if time.monotonic() + pause + SHORTEST_S < deadline else None
+        return pause if pause <= LONGEST_ASKED_S and time.monotonic() + pause + SHORTEST_S < deadline else None
 
     def dump_state(self) -> dict[str, Any]:
         """As dspy.LM, which can be loaded anywhere."""
         state = super().dump_state()
         state[LM_CLASS_STATE_KEY] = "dspy.clients.lm.LM"
         return state
+
+
+class _Pieces:
+    """Stands before the stream that a request's pieces go to, and knows whether there were any."""
+
+    def __init__(self) -> None:
+        self._stream = dspy.settings.send_stream
+        self.sent = False
+
+    def noted(self) -> contextlib.AbstractContextManager[None]:
+        """In this context it is the stream, if there is one."""
+        if self._stream is None:
+            return contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[None] = dspy.context(send_stream=self)
+        return context
+
+    async def send(self, piece: Any) -> None:
+        """Send a piece on."""
+        self.sent = True
+        await self._stream.send(piece)
 
 
 def _deadline() -> float:

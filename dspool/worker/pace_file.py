@@ -7,7 +7,7 @@ Rules:
        so keeps its deadline even if that process was stopped in the middle.
     3. A record is written by one pwrite within one page, which a kill comes before or after. So at any moment the file
        is sane, and nothing has to be repaired.
-    4. Bounded: MAX_RECORDS; the one that was written to least recently makes room.
+    4. Bounded: MAX_RECORDS. One that holds nobody back makes room, or else the one that does so for the shortest time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from dspool.worker.pacing import State
 
-MAX_RECORDS = 256
+MAX_RECORDS = 4096
 DIGEST_BYTES = 16
 _RECORD = struct.Struct(f"={DIGEST_BYTES}s5d8x")
 """64 bytes, so that none lies across two pages."""
@@ -98,8 +98,9 @@ def _state(records: bytes, at: int | None) -> State:
 
 
 def _place(records: bytes) -> int:
-    """Where a new record goes: behind the others, or over the one that nobody has written to for longest."""
+    """Where a new record goes: behind the others, or over the one that is done with soonest."""
     if len(records) < MAX_RECORDS * _RECORD.size:
         return len(records)
-    starts = range(0, len(records), _RECORD.size)
-    return min(starts, key=lambda start: _state(records, start).touched_at)
+    states = (State(*fields[1:]) for fields in _RECORD.iter_unpack(records))
+    owed = [(max(state.not_before, state.requests_paid_at, state.tokens_paid_at), state.touched_at) for state in states]
+    return owed.index(min(owed)) * _RECORD.size

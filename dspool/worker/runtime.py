@@ -262,7 +262,7 @@ class Runtime:
             return found
 
     def _make_lm(self, spec: LMSpec) -> Any:
-        self._secrets.add_lm(spec)
+        self._secrets.add_lm(spec, passing=True)
         if spec.pickled is None:
             return DeadlineLM(spec.model, **spec.kwargs)
         lm = cloudpickle.loads(spec.pickled)
@@ -270,7 +270,7 @@ class Runtime:
             lm.__class__ = DeadlineLM
         if hasattr(lm, "history"):
             lm.history = []  # it holds other callers' prompts
-        self._secrets.add_settings(getattr(lm, "__dict__", {}))
+        self._secrets.add_settings(getattr(lm, "__dict__", {}), passing=True)
         return lm
 
     def program(self, module: Any, lms: dict[str, LMSpec]) -> ModuleProgram:

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.unit
         ("timeout", "unknown option 'timeout'; did you mean 'timeout_s'? The options are adapter, "),
         ("max_request", "unknown option 'max_request'; did you mean 'max_requests'? The options are adapter, "),
         ("colour", "unknown option 'colour'. The options are adapter, "),
+        ("num_threads", "unknown option 'num_threads'; did you mean 'workers'? The options are adapter, "),
     ],
 )
 def test_a_misspelt_option_is_refused_with_the_one_it_resembles(option: str, said: str) -> None:

@@ -157,7 +157,9 @@ class World(ABC):
             return
         self.steps += 1
         core = self.core
-        newcomer = command.lease_id if isinstance(command, c.Checkout) and command.lease_id not in core.leases else None
+        newcomer = None
+        if isinstance(command, c.Checkout) and not command.retry and command.lease_id not in core.leases:
+            newcomer = command.lease_id
         effects = core.handle(command, self.now)
         self.trace.add(self.now, command, effects)
         if self.checked:

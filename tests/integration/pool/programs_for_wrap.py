@@ -161,3 +161,45 @@ class Sends(dspy.Module):
         await stream.send(dspy.streaming.StreamResponse("nobody", "field", "text", True))
         await stream.send(dspy.streaming.StatusMessage("nearly"))
         return dspy.Prediction(answer="done")
+
+
+DEFINED: dict[str, type] = {}
+"""Program classes by name, as an application may keep them."""
+
+
+class Registered(dspy.Module):
+    """Its classes say of what kind they are, and are looked up by name."""
+
+    def __init_subclass__(cls, *, kind: str) -> None:
+        super().__init_subclass__()
+        DEFINED[cls.__name__] = cls
+
+
+class Peculiar(Registered, kind="peculiar"):
+    """Keeps a part of itself in a slot, is not to be changed, and ends its connection when it goes."""
+
+    __slots__ = ("prefix",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prefix = "it is "
+        self.open = [True]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_d"):
+            raise AttributeError(f"{name} is not to be set")
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "prefix": self.prefix}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.prefix = state.pop("prefix")
+        super().__setstate__(state)
+
+    def __del__(self) -> None:
+        vars(self).get("open", []).clear()
+
+    def forward(self, question: str) -> Any:
+        """Answers with its prefix."""
+        return dspy.Prediction(answer=self.prefix + question, open=bool(self.open))

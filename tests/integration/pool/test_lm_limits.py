@@ -224,6 +224,47 @@ def test_retries_pass_the_limit_too(make_pool: MakePool, dspy: Any, program: Any
         assert [at - began >= number for number, at in enumerate(came)] == [True, True, True]
 
 
+@pytest.mark.parametrize("timeout_s", [None, 100])
+def test_a_streams_retries_pass_it_too_as_long_as_nothing_was_sent(
+    make_pool: MakePool, dspy: Any, program: Any, execution: str, timeout_s: float | None
+) -> None:
+    came: list[float] = []
+
+    def fault(request: StubRequest) -> str | None:
+        came.append(time.monotonic())
+        return "503" if len(came) <= 1 else None
+
+    with StubLM(faults=fault) as stub:
+        limits = {MODEL: {"requests_per_minute": 24, "burst_s": 0}}
+        pool = make_pool(workers=1, lm=stub.settings(), lm_limits=limits, execution=execution, timeout_s=timeout_s)
+        began = time.monotonic()
+        *pieces, prediction = pool.stream(program, ask())
+        assert "".join(piece.chunk for piece in pieces) == prediction.answer == "echo: q0"
+        assert [at - began >= 2.5 * number for number, at in enumerate(came)] == [True, True]
+
+
+@pytest.mark.parametrize("timeout_s", [None, 100])
+def test_a_stream_that_breaks_off_is_not_begun_again(
+    make_pool: MakePool, dspy: Any, program: Any, execution: str, timeout_s: float | None
+) -> None:
+    with StubLM(faults=["stall"]) as stub:
+        pool = make_pool(workers=1, lm=stub.settings(timeout=1), execution=execution, timeout_s=timeout_s)
+        with pytest.raises(dspool.ProgramError):
+            list(pool.stream(program, ask()))
+        assert stub.stats().requests == 1
+
+
+@pytest.mark.parametrize("retry_after", [10**7, 10**12])
+def test_a_provider_that_asks_for_years_has_refused(
+    make_pool: MakePool, dspy: Any, program: Any, execution: str, retry_after: int
+) -> None:
+    with StubLM(faults=["429"], retry_after_s=retry_after) as stub:
+        pool = make_pool(workers=1, lm=stub.settings(), execution=execution, timeout_s=None)
+        with pytest.raises(dspool.ProgramError) as caught:
+            pool.run(program, ask())
+        assert (caught.value.status, caught.value.retry_after_s) == (429, retry_after)
+
+
 def test_what_a_cache_answers_takes_no_turn(
     make_pool: MakePool, stub: StubLM, program: Any, execution: str, tmp_path: Path
 ) -> None:

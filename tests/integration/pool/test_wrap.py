@@ -359,6 +359,21 @@ def test_in_a_worker_a_wrapper_is_its_program(make_pool: MakePool, programs: Any
     assert pool.run(pool.wrap(programs.Measured()), {"question": "sum"}, lm=lm).answer == "4"
 
 
+def test_a_class_may_be_peculiar(make_pool: MakePool, programs: Any, dspy: Any) -> None:
+    pool, program = make_pool(workers=1), programs.Peculiar()
+    wrapped, other = pool.wrap(program), pool.wrap(program)
+    assert list(programs.DEFINED.values()) == [programs.Peculiar]
+    assert wrapped(question="so").answer == "it is so"
+    wrapped.prefix = "was it "
+    assert (program.prefix, other.prefix) == ("was it ", "was it ")
+    pool.refresh(program)
+    assert other(question="so").answer == "was it so"
+    del wrapped.prefix
+    assert not hasattr(program, "prefix")
+    del wrapped, other
+    assert program.open == [True]
+
+
 def test_what_is_no_program_is_refused(make_pool: MakePool, programs: Any, dspy: Any) -> None:
     pool = make_pool(workers=1, lazy=True)
     for wrong in (programs.Measured, len, {"a": 1}, None):
@@ -386,6 +401,18 @@ def test_the_callers_settings_apply(make_pool: MakePool, programs: Any, dspy: An
     given = pool.wrap(programs.Told(), lm="openai/given")
     with dspy.context(lm=dspy.LM("openai/mine")):
         assert given().lm[0] == "openai/given"
+
+
+def test_a_secret_among_the_callers_settings_is_not_told(make_pool: MakePool, dspy: Any) -> None:
+    class Tells(dspy.Module):
+        def forward(self) -> None:
+            raise ValueError(f"refused: {dspy.settings.my_token}")
+
+    wrapped = make_pool(workers=1).wrap(Tells())
+    with pytest.raises(dspool.ProgramError) as caught, dspy.context(my_token="tok-of-a-tenant"):
+        wrapped()
+    assert "refused: ***" in str(caught.value)
+    assert "tok-of-a-tenant" not in f"{caught.value} {vars(caught.value)}"
 
 
 def test_what_a_worker_has_put_among_the_settings_stays_there(make_pool: MakePool, programs: Any, dspy: Any) -> None:

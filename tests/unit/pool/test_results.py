@@ -243,7 +243,7 @@ INPUTS = {"expected": ["question", "context"], "missing": ["context"], "unknown"
         ),
         (  # what Gemini says to a wrong key
             ErrorInfo("lm_error", message="API key not valid. Please pass a valid one.", type="dspy.X", status=400),
-            "got an error from its LM (status 400): dspy.X: API key not valid. Please pass a valid one.. The same call "
+            "got an error from its LM (status 400): dspy.X: API key not valid. Please pass a valid one. The same call "
             "would fail again: set the provider's key in the workers' environment (env= of the pool, or before it is "
             "opened), or give the LM an api_key.",
         ),
@@ -263,6 +263,11 @@ INPUTS = {"expected": ["question", "context"], "missing": ["context"], "unknown"
             "could not read its LM's answer: dspy.P: no field. The answer is in details['lm_response']; another try, "
             "model or adapter may give a readable one",
         ),
+        (  # DSPy's own text has lines, and blank ones at its end
+            ErrorInfo("adapter_parse_error", message="no field\n\nLM Response: ?\n\n", type="dspy.P"),
+            "could not read its LM's answer: dspy.P: no field\n\nLM Response: ?\nThe answer is in "
+            "details['lm_response']; another try, model or adapter may give a readable one",
+        ),
         (
             ErrorInfo("load_error", message="no room", type="builtins.ValueError"),
             "can't be loaded in the worker, and was not run: ValueError: no room",
@@ -272,8 +277,8 @@ INPUTS = {"expected": ["question", "context"], "missing": ["context"], "unknown"
                 "load_error", message="no app", type="builtins.ModuleNotFoundError", mro=["builtins.ImportError"]
             ),
             "can't be loaded in the worker, and was not run: ModuleNotFoundError: no app. Workers import from the "
-            "sys.path, the folder and the environment that this process had at open(); reload() gives them "
-            "those of now",
+            "sys.path, the folder and the environment that this process had at open(); reload() replaces "
+            "them, one by one, with workers that have those of now",
         ),
         (
             ErrorInfo("encode_error", message="the result can't be sent: value['a'] is a lock"),

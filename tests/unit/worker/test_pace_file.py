@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dspool.worker.pace_file import DIGEST_BYTES, MAX_RECORDS, Busy, PaceFile
+from dspool.worker import pace_file
+from dspool.worker.pace_file import DIGEST_BYTES, Busy, PaceFile
 from dspool.worker.pacing import State
 
 pytestmark = pytest.mark.unit
@@ -87,17 +88,24 @@ def test_a_step_that_raises_changes_nothing_and_leaves_no_lock(path: str) -> Non
     file.change(digest(1), lambda state: (None, State(1.0)))
 
 
-def test_the_record_written_to_least_recently_makes_room(path: str) -> None:
+def test_the_record_that_holds_nobody_back_makes_room(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace_file, "MAX_RECORDS", 4)
     file = PaceFile(path)
-    for number in range(1, MAX_RECORDS + 1):
-        touched = 0.5 if number == 7 else float(number)
-        file.change(digest(number), lambda state, touched=touched: (None, State(touched_at=touched)))  # type: ignore[misc]
+    states = [
+        State(requests_paid_at=90.0, touched_at=5.0),
+        State(not_before=300.0, touched_at=1.0),  # a provider's pause, of which nobody has heard for longest
+        State(tokens_paid_at=90.0, touched_at=4.0),
+        State(requests_paid_at=95.0, touched_at=2.0),
+    ]
+    for number, state in enumerate(states):
+        file.change(digest(number), lambda _, state=state: (None, state))  # type: ignore[misc]
     size = os.path.getsize(path)
-    file.change(digest(MAX_RECORDS + 1), lambda state: (state, State(8.0, touched_at=999.0)))
+    file.change(digest(8), lambda state: (state, State(100.0, touched_at=9.0)))
+    file.change(digest(9), lambda state: (state, State(100.0, touched_at=9.0)))
     assert os.path.getsize(path) == size
-    assert file.peek(digest(7)) == State()
-    assert file.peek(digest(MAX_RECORDS + 1)).requests_paid_at == 8.0
-    assert file.peek(digest(8)).touched_at == 8.0
+    left = [file.peek(digest(number)) for number in range(4)]
+    assert left == [State(), states[1], State(), states[3]]
+    assert file.peek(digest(8)) == file.peek(digest(9)) == State(100.0, touched_at=9.0)
 
 
 def test_a_digest_within_other_records_is_not_found_there(path: str) -> None:
