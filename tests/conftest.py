@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import pytest
 import structlog
 
@@ -25,3 +28,12 @@ def patient_dump(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(life, "DUMP_WAIT_S", 10.0)
     monkeypatch.setattr(life, "BOOT_DUMP_WAIT_S", 10.0)
     monkeypatch.setattr(life, "DUMP_QUIET_MS", 200)
+
+
+@pytest.fixture(scope="session")
+def dspy() -> Any:
+    """DSPy, imported before a test's leaks are counted: it keeps descriptors. Its progress bars start no thread."""
+    import dspy
+
+    importlib.import_module("tqdm").tqdm.monitor_interval = 0
+    return dspy

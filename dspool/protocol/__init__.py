@@ -1,1 +1,2 @@
-"""What crosses a pipe, imported by manager and worker. No processes, no dspy, no sockets but in records.py."""
+"""What crosses a pipe, and the little else that manager and worker do alike. No processes, no dspy, no sockets but in
+records.py."""

@@ -128,3 +128,11 @@ def all_end() -> Callable[[list[int]], None]:
         assert not alive
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def programs(dspy: Any) -> Any:
+    """The module of programs to wrap, which workers import by its name."""
+    from tests.integration.pool import programs_for_wrap
+
+    return programs_for_wrap

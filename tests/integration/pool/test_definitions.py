@@ -23,14 +23,6 @@ BEST = {**QA, "program_type": "best_of_n", "n": 3, "reward": f"{PARTS}:longest",
 PROGRAM = {"program_type": "program", "program": f"{PARTS}:Repeats"}
 
 
-@pytest.fixture(scope="module")
-def dspy() -> Any:
-    """DSPy, imported once."""
-    import dspy
-
-    return dspy
-
-
 @pytest.fixture
 def stub(dspy: Any) -> Iterator[StubLM]:
     """An LM on loopback that echoes."""

@@ -25,14 +25,6 @@ Form = Callable[..., Any]
 """Makes an LM from a level's name."""
 
 
-@pytest.fixture(scope="module")
-def dspy() -> Any:
-    """DSPy, imported once."""
-    import dspy
-
-    return dspy
-
-
 @pytest.fixture
 def stub(dspy: Any) -> Iterator[StubLM]:
     """The server that all the LMs lead to."""

@@ -31,14 +31,6 @@ HALF_A_SECOND = {"requests_per_minute": 120, "burst_s": 1}
 ONCE = {"requests_per_minute": 1, "burst_s": 0}
 
 
-@pytest.fixture(scope="module")
-def dspy() -> Any:
-    """DSPy, imported once."""
-    import dspy
-
-    return dspy
-
-
 @pytest.fixture
 def came(dspy: Any) -> list[float]:
     """When each request came."""

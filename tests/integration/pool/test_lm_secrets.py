@@ -29,14 +29,6 @@ OTHER = "the-other-stub-key"
 ASK = {"question": "why?"}
 
 
-@pytest.fixture(scope="module")
-def dspy() -> Any:
-    """DSPy, imported once."""
-    import dspy
-
-    return dspy
-
-
 def says_what_it_was_sent(request: Any) -> str:
     """An answer that fails: the server's error then holds the key and the whole request."""
     raise LookupError(f"no entry for {request.key} in {request.raw!r}")

@@ -36,14 +36,6 @@ class Person(pydantic.BaseModel):
     born: dt.date
 
 
-@pytest.fixture(scope="module")
-def dspy() -> Any:
-    """DSPy, imported once: it takes a second, and keeps descriptors and threads of its own."""
-    import dspy
-
-    return dspy
-
-
 @pytest.fixture
 def stub(dspy: Any) -> Iterator[StubLM]:
     """An LM on loopback that echoes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import os
 import queue
@@ -22,23 +21,6 @@ from dspool.testing.pytest_plugin import MakeAsyncPool, MakePool
 from dspool.testing.stub_lm import StubLM
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def dspy() -> Any:
-    """DSPy, imported once, whose progress bars start no thread that watches them."""
-    import dspy
-
-    importlib.import_module("tqdm").tqdm.monitor_interval = 0
-    return dspy
-
-
-@pytest.fixture(scope="module")
-def programs(dspy: Any) -> Any:
-    """The module of programs, which workers import by its name."""
-    from tests.integration.pool import programs_for_wrap
-
-    return programs_for_wrap
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -25,23 +24,6 @@ DEADLINE_S = 60
 def anyio_backend() -> str:
     """What streamify's users run."""
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def dspy() -> Any:
-    """DSPy, imported once, whose progress bars start no thread that watches them."""
-    import dspy
-
-    importlib.import_module("tqdm").tqdm.monitor_interval = 0
-    return dspy
-
-
-@pytest.fixture(scope="module")
-def programs(dspy: Any) -> Any:
-    """The module of programs, which workers import by its name."""
-    from tests.integration.pool import programs_for_wrap
-
-    return programs_for_wrap
 
 
 @pytest.fixture

@@ -23,11 +23,6 @@ needs_dspy = pytest.mark.slow
 KEY = "sk-0123456789abcdef"
 
 
-@pytest.fixture
-def dspy() -> Any:
-    return pytest.importorskip("dspy")
-
-
 def loaded(spec: LMSpec) -> Any:
     assert spec.pickled is not None
     return cloudpickle.loads(spec.pickled)

@@ -29,11 +29,6 @@ def store() -> ProgramStore:
     return ProgramStore(PoolOptions(name="unit"))
 
 
-@pytest.fixture
-def dspy() -> Any:
-    return pytest.importorskip("dspy")
-
-
 def shout(text: str) -> str:
     return text.upper()
 
