@@ -50,6 +50,8 @@ def limits_by_model(value: object) -> dict[str, LMLimit]:
     for model, limit in value.items():
         if not isinstance(model, str) or not model:
             raise OptionsError(f"lm_limits must name models as their LMs do, or '*' for any; one name is {model!r:.80}")
+        if "*" in model and model != "*":  # else nothing would be limited, and nobody notice
+            raise OptionsError(f"lm_limits knows no patterns but '*', each model that isn't named; not {model!r:.80}")
         if isinstance(limit, Mapping):
             for name in limit:
                 if name not in LIMIT_RANGES:

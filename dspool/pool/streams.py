@@ -132,6 +132,7 @@ class Stream(_Pieces, Iterator[Any]):
         try:
             if self._over:
                 raise StopIteration
+            self._driver.check_process()
             piece = self._piece(*drive(self._driver, until_piece(self._steps)))
         except BaseException:
             self._end()
@@ -167,6 +168,7 @@ class AsyncStream(_Pieces, AsyncIterator[Any]):
         try:
             if self._over:
                 raise StopAsyncIteration
+            self._driver.check_process()
             await anyio.lowlevel.checkpoint()
             piece = self._piece(*await self._front._drive(until_piece(self._steps)))
         except BaseException:

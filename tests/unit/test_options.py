@@ -82,6 +82,7 @@ def test_limits_of_lms_are_structs_or_dicts_of_their_arguments() -> None:
         (None, "lm_limits must be a mapping of models to LMLimits; it is a NoneType"),
         ({5: {}}, "lm_limits must name models as their LMs do, or '*' for any; one name is 5"),
         ({"": {}}, "one name is ''"),
+        ({"openai/*": {}}, "lm_limits knows no patterns but '*', each model that isn't named; not 'openai/*'"),
         ({"m": 500}, "lm_limits['m'] must be an LMLimit or a dict of its arguments; it is 500"),
         ({"m": {}}, "lm_limits['m'] must have requests_per_minute, tokens_per_minute or both; it limits nothing"),
         ({"m": {"rpm": 5}}, "lm_limits['m'] has no 'rpm'. There are requests_per_minute, tokens_per_minute, burst_s"),

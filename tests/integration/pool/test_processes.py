@@ -65,6 +65,35 @@ def test_a_forked_bystander_keeps_no_worker_alive_and_cannot_use_the_pool(script
     all_end([bystander.pid])
 
 
+STREAMED = """
+import json, os
+import dspool
+
+def count(end):
+    yield from range(end)
+
+pool = dspool.Pool(workers=1).open()
+stream = pool.stream(count, {"end": 4})
+next(stream)
+reader, writer = os.pipe()
+bystander = os.fork()
+if bystander == 0:
+    try:
+        next(stream)
+    except BaseException as error:
+        os.write(writer, type(error).__name__.encode())
+    stream.close()
+    os._exit(0)
+os.waitpid(bystander, 0)
+print(json.dumps([os.read(reader, 100).decode(), list(stream)]), flush=True)
+pool.close()
+"""
+
+
+def test_a_forked_bystander_cannot_go_on_with_a_stream(script: RunScript) -> None:
+    assert script(STREAMED).line() == ["PoolClosed", [1, 2, 3]]
+
+
 LEFT_OPEN = """
 import json, sys, threading, time
 import dspool
