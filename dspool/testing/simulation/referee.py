@@ -48,6 +48,8 @@ class Referee:
         self._waited: dict[int, WaitKey] = {}
         """Who stood in the queue after the last step, and where."""
         self._waiting_bytes = 0
+        self._places: set[tuple[str | None, int | None]] = set()
+        """Sessions and workers of the last step's grants."""
 
     def step(self, command: c.Command, effects: list[c.Effect]) -> None:
         """Raise AssertionError, saying which rule is broken, by whom."""
@@ -55,6 +57,8 @@ class Referee:
         core, known, self._known = self._core, self._known, set(self._core.workers)
         if not self._judges:
             return
+        granted = [core.leases[effect.lease_id] for effect in effects if isinstance(effect, c.Grant)]
+        self._places = {(lease.session, lease.worker_id) for lease in granted}
         for effect in effects:
             self._judge(effect, known)
         if isinstance(command, c.Tick):
@@ -116,11 +120,16 @@ class Referee:
             other = core.leases.get(lease_id)
             if other is None or other.wait_key is None or (other.priority, other.call_id) >= place:
                 continue
-            if other.wait_key != before or (other.session is not None and before[0] is None):
-                continue  # a session may have moved there and back within the step
+            if other.wait_key != before or (other.session is not None and self._may_have_moved(other.session, before)):
+                continue
             assert not _fits(before, worker) or other.deadline <= core.now, (
                 f"worker {worker.worker_id} goes to lease {lease.lease_id} before lease {lease_id} (law 3)"
             )
+
+    def _may_have_moved(self, session: str, before: WaitKey) -> bool:
+        """Whether the session may have left the place where its calls wait, and come back, within this step."""
+        elsewhere = any(name == session and worker_id != before[0] for name, worker_id in self._places)
+        return before[0] is None or elsewhere
 
     # --- refusals -------------------------------------------------------------------------------------------------
 
