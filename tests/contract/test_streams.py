@@ -477,8 +477,9 @@ async def test_leaving_a_dspy_stream_closes_the_request_and_keeps_the_worker(wor
 
 
 async def test_an_error_of_the_lm_comes_after_the_pieces(world: World) -> None:
-    with StubLM(faults=["reset", "ok"], piece_interval_s=0.001) as stub:
-        async with world.pool(lm=stub.settings(num_retries=3)) as pool:
+    # Not "reset": that takes back what was not read yet, and an answer of which nothing came is asked for again.
+    with StubLM(faults=["stall", "ok"], piece_interval_s=0.001) as stub:
+        async with world.pool(lm=stub.settings(num_retries=3, timeout=2)) as pool:
             stream = pool.stream(QA, ASK)
             with pytest.raises(dspool.ProgramError) as caught:
                 await stream.all()

@@ -248,7 +248,7 @@ def test_a_stream_that_breaks_off_is_not_begun_again(
     make_pool: MakePool, dspy: Any, program: Any, execution: str, timeout_s: float | None
 ) -> None:
     with StubLM(faults=["stall"]) as stub:
-        pool = make_pool(workers=1, lm=stub.settings(timeout=1), execution=execution, timeout_s=timeout_s)
+        pool = make_pool(workers=1, lm=stub.settings(timeout=2), execution=execution, timeout_s=timeout_s)
         with pytest.raises(dspool.ProgramError):
             list(pool.stream(program, ask()))
         assert stub.stats().requests == 1
