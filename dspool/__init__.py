@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from dspool.pool.environment import check_environment as check_environment
     from dspool.pool.executor import Executor as Executor
     from dspool.pool.executor_calls import ExecutorBroken as ExecutorBroken
-    from dspool.pool.leases import AsyncLease as AsyncLease, Lease as Lease
+    from dspool.pool.lease import AsyncLease as AsyncLease, Lease as Lease
     from dspool.types import (
         KEEP as KEEP,
         AnswerFigures as AnswerFigures,
@@ -92,7 +92,7 @@ _NAMES = {
     "dspool.pool.executor_calls": """
         ExecutorBroken
     """,
-    "dspool.pool.leases": """
+    "dspool.pool.lease": """
         AsyncLease Lease
     """,
     "dspool.types": """

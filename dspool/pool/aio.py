@@ -23,7 +23,7 @@ import anyio.lowlevel
 from dspool.errors import PoolError
 from dspool.option_values import seconds
 from dspool.options import PoolOptions
-from dspool.pool import lease as path
+from dspool.pool import data_path as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
 from dspool.pool.driver import Driver
@@ -35,7 +35,7 @@ from dspool.pool.front import (
     Timeout,
     unknown_argument,
 )
-from dspool.pool.leases import AsyncLease
+from dspool.pool.lease import AsyncLease
 from dspool.pool.mapping import AsyncRows, Sorter, check_concurrency, check_rows
 from dspool.pool.progress import Progress
 from dspool.pool.steps import Steps

@@ -22,7 +22,7 @@ import anyio
 from dspool.errors import PoolError
 from dspool.option_values import seconds
 from dspool.options import PoolOptions
-from dspool.pool import lease as path
+from dspool.pool import data_path as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
 from dspool.pool.front import (
@@ -34,7 +34,7 @@ from dspool.pool.front import (
     unknown_argument,
 )
 from dspool.pool.interrupts import guard, guarded
-from dspool.pool.leases import Lease
+from dspool.pool.lease import Lease
 from dspool.pool.mapping import map_rows
 from dspool.pool.polling import drive
 from dspool.pool.streams import Stream

@@ -19,13 +19,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from dspool.errors import EncodeError
-from dspool.pool.lm_specs import is_lm, lm_spec, pickled
-from dspool.pool.unsendable import unsendable
+from dspool.pool.lm_specs import lm_spec
+from dspool.pool.pickling import is_lm
+from dspool.pool.unsendable import pickled_or_named
 from dspool.protocol.messages import Caller, Records, Relay, Response, TraceStep
 from dspool.protocol.modules import modules_in
 from dspool.protocol.values import revive
-from dspool.signals import let_through
 
 _ATOMS = frozenset({str, int, float, bool, type(None)})
 _OBJECTS = frozenset({"adapter", "rm", "interpreter_factory"})
@@ -60,12 +59,8 @@ def split_arguments(
         lm = named.pop("lm")
     if not positional and _ATOMS.issuperset(map(type, named.values())):
         return named, None, lm
-    try:
-        return {}, pickled((positional, named)), lm
-    except Exception as error:
-        let_through(error)
-        where = unsendable((positional, named) if positional else named, "inputs")
-        raise EncodeError(f"{label} was not sent: an input can't be pickled, because of {where}") from error
+    refusal = f"{label} was not sent: an input can't be pickled"
+    return {}, pickled_or_named((positional, named), "inputs", refusal), lm
 
 
 def caller_of(arguments: bytes | None, lm: Any, relay: Relay | None = None) -> Caller:
@@ -90,7 +85,9 @@ def caller_of(arguments: bytes | None, lm: Any, relay: Relay | None = None) -> C
             if name not in defaults or value != defaults[name]:
                 caller.settings[name] = value
         elif name in _OBJECTS or name not in defaults:
-            caller.objects[name] = _pickled_setting(name, value)
+            advice = f"Leave it out around this call with dspy.context({name}=None), or let the program make it"
+            refusal = f"dspy.settings.{name} can't be sent to a worker"
+            caller.objects[name] = pickled_or_named(value, name, refusal, advice)
     caller.trace = settings.trace is not None and settings.max_trace_size > 0
     caller.usage = settings.usage_tracker is not None
     caller.history = not settings.disable_history
@@ -100,17 +97,6 @@ def caller_of(arguments: bytes | None, lm: Any, relay: Relay | None = None) -> C
 def _defaults() -> dict[str, Any]:
     found: dict[str, Any] = sys.modules["dspy.dsp.utils.settings"].DEFAULT_CONFIG
     return found
-
-
-def _pickled_setting(name: str, value: Any) -> bytes:
-    try:
-        return pickled(value)
-    except Exception as error:
-        let_through(error)
-        raise EncodeError(
-            f"dspy.settings.{name} can't be sent to a worker, because of {unsendable(value, name)}. Leave it out "
-            f"around this call with dspy.context({name}=None), or let the program make it"
-        ) from error
 
 
 def bring_back(records: Records, wrapper: Any, lm: Any) -> list[Any]:

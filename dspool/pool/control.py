@@ -21,9 +21,9 @@ from dspool.errors import FrameTooLarge, OptionsError, PoolError
 from dspool.options import PoolOptions
 from dspool.pool.core import commands as c
 from dspool.pool.core.states import PoolState
+from dspool.pool.data_path import settle
 from dspool.pool.driver import Driver
 from dspool.pool.events import Events
-from dspool.pool.lease import settle
 from dspool.pool.limit_file import LimitFile
 from dspool.pool.lm_keys import LMKeys
 from dspool.pool.lm_specs import adapter_spec, lm_spec

@@ -26,18 +26,16 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from dspool.errors import EncodeError, OptionsError
+from dspool.errors import OptionsError
 from dspool.logs import get_logger
 from dspool.option_values import did_you_mean
 from dspool.options import PoolOptions
 from dspool.pool.blocking import Pool
 from dspool.pool.executor_calls import Dispatcher, ExecutorBroken
 from dspool.pool.interrupts import guarded
-from dspool.pool.lm_specs import pickled
 from dspool.pool.submitted import Call, SubmittedFuture
-from dspool.pool.unsendable import A_POOL_STAYS, unsendable
+from dspool.pool.unsendable import A_POOL_STAYS, pickled_or_named
 from dspool.protocol.submitted import Entry, run_chunk
-from dspool.signals import let_through
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -261,12 +259,8 @@ def _check_names(options: dict[str, Any]) -> None:
 def _pickled_initializer(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bytes | None:
     if initializer is None:
         return None
-    try:
-        return pickled((initializer, initargs))
-    except Exception as error:
-        let_through(error)
-        what = unsendable((initializer, initargs), "(initializer, initargs)")
-        raise EncodeError(f"the initializer can't be pickled, because of {what}") from error
+    given = (initializer, initargs)
+    return pickled_or_named(given, "(initializer, initargs)", "the initializer can't be pickled")
 
 
 def _results(

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from dspool.errors import DspoolError, EncodeError, PoolBroken, PoolClosed, ProgramError
 from dspool.logs import get_logger
-from dspool.pool import lease as path
+from dspool.pool import data_path as path
 from dspool.pool.blocking import Pool
 from dspool.pool.core.commands import INFINITY
 from dspool.pool.programs import Program

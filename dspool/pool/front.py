@@ -17,11 +17,11 @@ import msgspec
 from dspool.errors import EncodeError, OptionsError, PoolClosed, PoolError, QueueTimeout
 from dspool.option_values import MAX_SECONDS, did_you_mean, seconds
 from dspool.options import PoolOptions
-from dspool.pool import lease as path
+from dspool.pool import data_path as path
 from dspool.pool.control import ControlPlane
 from dspool.pool.core import commands as c
+from dspool.pool.data_path import Driven
 from dspool.pool.driver import Driver
-from dspool.pool.lease import Driven
 from dspool.pool.lm_specs import ambient_spec, lm_spec
 from dspool.pool.names import Candidate
 from dspool.pool.programs import Program

@@ -1,4 +1,4 @@
-"""The file in which a pool's workers share what LMs' providers allow; what is in it is theirs alone (pace_file.py).
+"""The file in which a pool's workers share what LMs' providers allow; what is in it is theirs alone (limit_records.py).
 
 Where there are memory files (Linux) it is one, and leaves nothing behind however its manager ends. Workers open it by
 the manager's entry in /proc: so it comes to them with the handshake, however they were started. Elsewhere it lies in a

@@ -38,8 +38,9 @@ from dspool.options import PoolOptions
 from dspool.pool import defined
 from dspool.pool.forms import callable_name, module_label, output_fields, unreadable
 from dspool.pool.identity import digest, loaded_dspy
-from dspool.pool.lm_specs import is_lm, lm_spec, pickled, stable_digest
+from dspool.pool.lm_specs import lm_spec, stable_digest
 from dspool.pool.names import Candidate, Names, Registered
+from dspool.pool.pickling import is_lm, pickled
 from dspool.pool.program import Program as Program
 from dspool.pool.unsendable import A_POOL_STAYS, WHAT_TO_DO, unsendable
 from dspool.pool.watch import Watch

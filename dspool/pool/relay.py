@@ -19,15 +19,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import anyio.from_thread
 
-from dspool.errors import EncodeError
 from dspool.pool.interrupts import guarded
-from dspool.pool.lm_specs import pickled
 from dspool.pool.steps import Steps, until_piece
-from dspool.pool.streams import piece_of
-from dspool.pool.unsendable import unsendable
+from dspool.pool.streams import LET_IT_MAKE_THEM, PROVIDER_NOT_SENT, piece_of
+from dspool.pool.unsendable import pickled_or_named
 from dspool.protocol.messages import Event, LMChunk, Relay
 from dspool.protocol.modules import modules_in
-from dspool.signals import let_through
 
 T = TypeVar("T")
 
@@ -63,20 +60,8 @@ def listening(wrapper: Any) -> Listening | None:
             predict_ids[place] = id(listener.predict)
     for callback in settings.callbacks:
         if isinstance(callback, StatusStreamingCallback):
-            relay.status.append(_pickled(callback))
+            relay.status.append(pickled_or_named(callback, "callback", PROVIDER_NOT_SENT, LET_IT_MAKE_THEM))
     return Listening(settings.send_stream, predict_ids, relay)
-
-
-def _pickled(callback: Any) -> bytes:
-    try:
-        return pickled(callback)
-    except Exception as error:
-        let_through(error)
-        faults = unsendable(callback.status_message_provider, "status_message_provider")
-        raise EncodeError(
-            f"the status messages' provider can't be sent to a worker, because of {faults}. Let its methods make what "
-            "they use, or leave it out of streamify()"
-        ) from error
 
 
 def beside_stream() -> bool:

@@ -15,22 +15,23 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio.lowlevel
-import cloudpickle
 
-from dspool.errors import EncodeError, OptionsError, PoolError
+from dspool.errors import OptionsError, PoolError
+from dspool.pool.data_path import Driven
 from dspool.pool.driver import Driver
 from dspool.pool.interrupts import guarded
-from dspool.pool.lease import Driven
 from dspool.pool.polling import drive
 from dspool.pool.programs import Program
 from dspool.pool.steps import Steps, until_piece
+from dspool.pool.unsendable import pickled_or_named
 from dspool.protocol.messages import Event, FieldChunk, ItemChunk, LMChunk, StreamArgs
-from dspool.signals import let_through
 
 if TYPE_CHECKING:
     from dspool.pool.aio import AsyncPool
     from dspool.pool.front import PoolFront
 
+PROVIDER_NOT_SENT = "the provider of status messages can't be sent to a worker"
+LET_IT_MAKE_THEM = "Let its methods make what they use"
 _NOTHING: Any = object()
 _left_to_parent: list[Any] = []
 """Steps that a forked process found among its garbage. Closing them is the parent's affair."""
@@ -50,11 +51,7 @@ def stream_args(fields: str | Iterable[str] | None, status: Any) -> StreamArgs:
         if not all(isinstance(field, str) for field in fields):
             raise OptionsError(f"fields must be names of output fields, as strings, or None; it is {fields!r}")
     if status is None or not isinstance(status, bool | str):
-        try:
-            status = status is not None and cloudpickle.dumps(status)
-        except Exception as error:
-            let_through(error)
-            raise EncodeError(f"the status provider can't be sent: {error}") from error
+        status = status is not None and pickled_or_named(status, "status", PROVIDER_NOT_SENT, LET_IT_MAKE_THEM)
     return StreamArgs(fields, status)
 
 

@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from dspool.errors import EncodeError, ProgramError
 from dspool.pool.forms import callable_name
 from dspool.pool.identity import import_path
-from dspool.pool.lm_specs import pickled
+from dspool.pool.pickling import pickled
 from dspool.pool.unsendable import MOST_NAMED, unsendable
 from dspool.signals import let_through
 

@@ -23,8 +23,9 @@ from typing import Any
 
 import cloudpickle
 
+from dspool.errors import EncodeError
 from dspool.pool.identity import class_parts, import_path, names_of
-from dspool.pool.lm_specs import Pickler, dump
+from dspool.pool.pickling import Pickler, dump, pickled
 from dspool.signals import let_through
 
 MOST_NAMED = 10
@@ -42,6 +43,26 @@ _ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
 
 Part = tuple[str, Any]
 """What is added to the way, and what is there."""
+
+
+def pickled_or_named(thing: Any, label: str, refusal: str, advice: str = "") -> bytes:
+    """As pickled().
+
+    Args:
+        thing: any object.
+        label: what the way to a member begins with.
+        refusal: of which the error is to speak, such as "the initializer can't be pickled".
+        advice: what to do about it.
+
+    Raises:
+        EncodeError: it can't be pickled; the text names the members at fault.
+    """
+    try:
+        return pickled(thing)
+    except Exception as error:
+        let_through(error)
+        text = f"{refusal}, because of {unsendable(thing, label)}"
+        raise EncodeError(f"{text}. {advice}" if advice else text) from error
 
 
 def unsendable(thing: Any, label: str, without_lm: Collection[int] = ()) -> str:

@@ -33,10 +33,10 @@ import msgspec
 
 from dspool.errors import OptionsError, PoolError, ProgramError
 from dspool.pool.context import bring_back, caller_of, finished, split_arguments
+from dspool.pool.data_path import Driven
 from dspool.pool.driver import Driver
 from dspool.pool.front import RUN_ARGUMENTS, PoolFront, Prepared, unknown_argument
 from dspool.pool.kindred_errors import as_kindred
-from dspool.pool.lease import Driven
 from dspool.pool.relay import Listening, beside_stream, listening, relayed
 from dspool.pool.steps import Steps
 from dspool.pool.waits import ThreadWaits, drive_async

@@ -19,8 +19,8 @@
     main_thread.py  what only the main thread may do, done there for the others
     deadlines.py    what a deadline leaves for one request to an LM
     limits.py       what the pool's workers may ask of a model together
-    pacing.py       when the next request's turn is; pure
-    pace_file.py    the file in which the workers keep that
+    pacing.py       ... when the next request's turn is; pure
+    limit_records.py  ... in a file that they share
     ending.py       how the process exits
     bridge/         the same loop on stdin and stdout, in JSON, for clients in any language
 

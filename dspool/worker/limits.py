@@ -27,7 +27,7 @@ from typing import Any
 from dspool.protocol.lm_keys import variables_of
 from dspool.protocol.messages import LimitsSpec
 from dspool.worker.deadlines import SHORTEST_S
-from dspool.worker.pace_file import DIGEST_BYTES, Busy, PaceFile
+from dspool.worker.limit_records import DIGEST_BYTES, Busy, LimitRecords
 from dspool.worker.pacing import UNLIMITED, Limit, State, Turn, ahead, held, limit_of, turn, used
 
 ANY = "*"
@@ -65,7 +65,7 @@ class Limits:
     """
 
     def __init__(self, spec: LimitsSpec) -> None:
-        self._file = PaceFile(spec.path)
+        self._file = LimitRecords(spec.path)
         self._limits = {model: limit_of(each) for model, each in spec.models.items()}
         self._any = self._limits.get(ANY, UNLIMITED)
 
@@ -99,7 +99,7 @@ class Gate:
         requests: how many it may be sent as.
     """
 
-    def __init__(self, file: PaceFile, digest: bytes, limit: Limit, requests: int) -> None:
+    def __init__(self, file: LimitRecords, digest: bytes, limit: Limit, requests: int) -> None:
         self._file, self._digest, self._limit, self._requests = file, digest, limit, requests
         self._expected: float | None = None
         self.held_back = False
@@ -173,7 +173,7 @@ class Gate:
         raise TurnTooLate(f"lm_limits allow {what}={per_minute:g}: {why}; {left}. {advice}", wait_s)
 
 
-def _note(file: PaceFile, digest: bytes, step: Callable[[State], State]) -> None:
+def _note(file: LimitRecords, digest: bytes, step: Callable[[State], State]) -> None:
     """Change a record; shortly tried, and left out where another process keeps the lock: it was stopped just there."""
     for _ in range(BUSY_TRIES):
         try:

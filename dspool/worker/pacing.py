@@ -17,7 +17,8 @@ from typing import NamedTuple
 from dspool.protocol.messages import LimitSpec
 
 MAX_HOLD_S = 300.0
-"""The longest pause that a provider's answer can impose on all; after it, it is asked again."""
+"""The longest that one request can hold up all others, by its size, by what its answer says it used, or by the pause
+that the provider asks for in it: none of them is to be trusted further. After it, the provider is asked again."""
 _SHARE = 8
 """Of the average, a new request's tokens are one in so many."""
 
@@ -85,9 +86,10 @@ def turn(state: State, limit: Limit, now: float, requests: int = 1) -> tuple[Tur
     if limit.s_per_token:
         times["tokens"] = state.tokens_paid_at - limit.burst_s
     reason, at = max(times.items(), key=lambda entry: entry[1])
-    tokens = requests * state.tokens_each
+    tokens = _bounded(requests * state.tokens_each, limit)
+    requests_s = min(requests * limit.s_per_request, max(limit.s_per_request, MAX_HOLD_S))
     taken = state._replace(
-        requests_paid_at=max(state.requests_paid_at, at) + requests * limit.s_per_request,
+        requests_paid_at=max(state.requests_paid_at, at) + requests_s,
         tokens_paid_at=max(state.tokens_paid_at, at) + tokens * limit.s_per_token,
         touched_at=now,
     )
@@ -105,16 +107,21 @@ def used(state: State, limit: Limit, now: float, expected: float, tokens: int, r
         tokens: what it used.
         requests: how many it was.
     """
-    more = tokens - expected
+    most = _bounded(tokens, limit)
+    more = most - expected
     # What was owed may be paid off by now: what it used beyond that is owed from now on, not from back then.
     paid_at = max(state.tokens_paid_at, now) if more > 0 else state.tokens_paid_at
-    each = tokens / requests
+    each = most / requests
     average = state.tokens_each + (each - state.tokens_each) / _SHARE if state.tokens_each else each
     return state._replace(
         tokens_paid_at=paid_at + more * limit.s_per_token,
         tokens_each=average if tokens else state.tokens_each,
         touched_at=now,
     )
+
+
+def _bounded(tokens: float, limit: Limit) -> float:
+    return min(tokens, MAX_HOLD_S / limit.s_per_token) if limit.s_per_token else tokens
 
 
 def held(state: State, limit: Limit, now: float, pause_s: float) -> State:

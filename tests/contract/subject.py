@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 
 import dspool
-from dspool.pool.leases import AsyncLease, Lease
+from dspool.pool.lease import AsyncLease, Lease
 from dspool.pool.streams import AsyncStream, Stream
 from dspool.testing.scripted import behave
 from tests.contract.backends import DEADLINE_S, Backend, Gate

@@ -137,7 +137,7 @@ async def test_what_can_not_run_is_refused_at_once(world: World) -> None:
             pool.stream(plain, {"value": 1}, fields=[1])
         with pytest.raises(dspool.EncodeError):
             pool.stream(plain, {"value": object()})
-        with pytest.raises(dspool.EncodeError, match="status provider can't be sent"):
+        with pytest.raises(dspool.EncodeError, match=r"can't be sent to a worker, because of status: a _thread\.lock"):
             pool.stream(plain, {"value": 1}, status=threading.Lock())
 
 

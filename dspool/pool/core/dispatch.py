@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import heappop, heappush
+from itertools import islice
 
 from dspool.pool.core import commands as c, refusals
 from dspool.pool.core.affinity import Session
@@ -23,6 +24,8 @@ from dspool.pool.core.states import LeaseState, PoolState, SlotState
 
 QUEUED, CHECKING, GRANTED, CLOSED = LeaseState
 IDLE, LEASED, CANCELLING, ABANDONED, SLOT_CLOSED = SlotState
+_LOOKED_AT = 64
+"""Leases among which the longest held is looked for when a call has waited in vain: thousands may, at once."""
 
 
 class Dispatch(Overload):
@@ -378,7 +381,10 @@ class Dispatch(Overload):
     def why_late(self, lease: Lease, now: float) -> c.Refusal:
         """What its wait was for, as the workers that may serve it are now."""
         groups = [self.groups[name] for name in self._fitting(lease.require)]
-        return refusals.late(now - lease.created_at, self.queue.count, groups, paused=self.paused)
+        # Leases stand in the order of their checkout, so that those that hold a slot come before those that wait.
+        held = [each for each in islice(self.leases.values(), _LOOKED_AT) if each.is_granted]
+        oldest = min(held, key=lambda each: each.granted_at, default=None)
+        return refusals.late(now - lease.created_at, self.queue.count, groups, oldest, now, paused=self.paused)
 
     def _leave_queue(self, lease: Lease) -> None:
         self.queue.discard(lease)

@@ -28,8 +28,10 @@ def no_such_labels(require: frozenset[str], groups: Mapping[str, Group]) -> Refu
     return Refusal("CheckoutSkipped", message)
 
 
-def late(waited_s: float, waiting: int, groups: Collection[Group], *, paused: bool) -> Refusal:
-    """The deadline came first."""
+def late(
+    waited_s: float, waiting: int, groups: Collection[Group], oldest: Lease | None, now: float, *, paused: bool
+) -> Refusal:
+    """The deadline came first. `oldest`: the lease that holds its slot for longest, which may be what is wrong."""
     counts = {state: sum(getattr(group, state) for group in groups) for state in ("ready", "starting", *_LEAVING)}
     workers = ", ".join(f"{count} {state}" for state, count in counts.items() if count or state not in _LEAVING)
     if paused:
@@ -40,6 +42,9 @@ def late(waited_s: float, waiting: int, groups: Collection[Group], *, paused: bo
         advice = "they were still starting: allow more time with timeout_s or queue_timeout_s, or wait_ready() first"
     else:
         advice = "add workers, or allow more time with timeout_s or queue_timeout_s"
+    if oldest is not None:
+        what = oldest.program if oldest.running else "a lease that runs nothing"
+        workers += f"; longest held: worker {oldest.worker_id} for {now - oldest.granted_at:.3f} s, by {what}"
     message = f"had no worker free within {waited_s:.3f} s; calls that wait: {waiting}; workers: {workers}; {advice}"
     return Refusal("QueueTimeout", message)
 

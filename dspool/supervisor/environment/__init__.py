@@ -59,6 +59,7 @@ QUICK: dict[str, CheckKind] = {
         models.lm_gateway,
         "No variable, such as OPENAI_BASE_URL, sends an LM's calls by way of litellm, which takes 3 s to import.",
     ),
+    "lm_limits": CheckKind(models.lm_limits, "Each model of `lm_limits=` is spelled as the LM that it is for."),
     "descriptors": CheckKind(machine.descriptors, "RLIMIT_NOFILE against workers x (slots + 6)."),
     "memory": CheckKind(
         machine.memory, "What the workers take at least, against the machine's memory and the cgroup's limit."
@@ -103,13 +104,14 @@ AT_OPEN: dict[str, type[DspoolError] | None] = {
     "memory": None,
     "processes": None,
     "lm_gateway": None,
+    "lm_limits": None,
     "cache": None,
 }
 """Those that open() makes -> what it raises where one fails; None: it tells it.
 
 Of the others: a missing key is told by the pool itself; cores and who may read the cache are for whoever asks.
 """
-_OF_DSPY = frozenset({"lm_gateway", "cache", "cache_privacy"})
+_OF_DSPY = frozenset({"lm_gateway", "lm_limits", "cache", "cache_privacy"})
 """Of no concern to a pool that runs no DSPy."""
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 
 from dspool.protocol.lm_keys import meant_provider, missing_key
 from dspool.protocol.messages import DefinedProgram, LMSpec, SignatureProgram
 from dspool.supervisor.environment.asked import Asked, Finding, Program, failed, good, warning
 
+_NUMBER = re.compile(r"\d+")
 LITELLM_COSTS = "3 s at the first call and 140 MB in each worker"
 
 
@@ -86,6 +89,28 @@ def _gateway(name: str, preloaded: bool) -> Finding:
         f"unset {name} and pass the address to the LM as api_base=, which DSPy's own client takes; or say "
         "preload=['litellm'], so that it is imported once",
     )
+
+
+def lm_limits(asked: Asked) -> list[Finding]:
+    """Whether each model of lm_limits= is spelled as its LM is: else nothing is limited, and nobody notices."""
+    models = {spec.model for spec in asked.lms().values() if spec.model}
+    unlike = {limited: _alike(limited, models) for limited in asked.options.lm_limits if limited not in {*models, "*"}}
+    return [
+        warning(
+            f"limits {limited!r:.80}, and no LM that is configured has that model; {' and '.join(map(repr, alike))} "
+            f"{'has' if len(alike) == 1 else 'have'} no limit",
+            "name the model as its LM does, provider included, if that one is meant",
+        )
+        for limited, alike in unlike.items()
+        if alike and "*" not in asked.options.lm_limits
+    ] or [good(f"limits {', '.join(asked.options.lm_limits)}" if asked.options.lm_limits else "none")]
+
+
+def _alike(limited: str, models: set[str]) -> list[str]:
+    """The models that a name may be meant for: with its provider left out, or misspelt; not another version."""
+    same = {model for model in models if model.rpartition("/")[2] == limited.rpartition("/")[2]}
+    close = get_close_matches(limited, models, cutoff=0.85)
+    return sorted(same | {model for model in close if _NUMBER.findall(model) == _NUMBER.findall(limited)})
 
 
 def _provider(spec: LMSpec) -> str:

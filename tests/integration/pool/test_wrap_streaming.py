@@ -233,7 +233,7 @@ async def test_a_provider_that_can_not_be_sent_is_named(
 ) -> None:
     provider = programs.Teller()
     provider.lock = threading.Lock()
-    with pytest.raises(dspool.EncodeError, match=r"because of status_message_provider\.lock: a _thread\.lock"):
+    with pytest.raises(dspool.EncodeError, match=r"callback\.status_message_provider\.lock: a _thread\.lock"):
         await streamed(make_pool(workers=1).wrap(programs.Aloud()), dspy, stub, status_message_provider=provider)
 
 

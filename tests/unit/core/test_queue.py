@@ -25,6 +25,7 @@ from tests.unit.core.world import World, of
 
 pytestmark = pytest.mark.unit
 
+HELD = "longest held: worker 1 for 4.000 s, by works"
 GROUPS = [
     WorkerGroup(name="cpu", workers=1, labels=frozenset({"cpu"})),
     WorkerGroup(name="gpu", workers=1, labels=frozenset({"gpu"})),
@@ -259,10 +260,10 @@ def test_deadlines_expire_before_a_worker_is_spent_on_them() -> None:
 @pytest.mark.parametrize(
     ("workers", "ready", "paused", "said"),
     [
-        (1, 1, False, "workers: 1 ready, 0 starting; add workers, or allow more time"),
-        (3, 1, False, "workers: 1 ready, 2 starting; add workers, or allow more time"),
+        (1, 1, False, f"workers: 1 ready, 0 starting; {HELD}; add workers, or allow more time"),
+        (3, 1, False, f"workers: 1 ready, 2 starting; {HELD}; add workers, or allow more time"),
         (2, 0, False, "workers: 0 ready, 2 starting; they were still starting: allow more time"),
-        (1, 1, True, "workers: 1 ready, 0 starting; the pool is paused: call resume()"),
+        (1, 1, True, f"workers: 1 ready, 0 starting; {HELD}; the pool is paused: call resume()"),
     ],
 )
 def test_a_timeout_in_the_queue_says_what_the_workers_did(workers: int, ready: int, paused: bool, said: str) -> None:
@@ -270,7 +271,7 @@ def test_a_timeout_in_the_queue_says_what_the_workers_did(workers: int, ready: i
     world.tick(0.0)
     for worker_id in range(1, ready + 1):
         world.become_ready(worker_id)
-        world.checkout(now=0.0)
+        world.checkout(now=0.0, program="works")
     if paused:
         world.do(Pause())
     world.checkout()
@@ -283,7 +284,7 @@ def test_workers_that_leave_are_told_of_where_there_are_any() -> None:
     held = world.checkout(), world.checkout()
     world.do(Resize("default", 1))
     late = world.checkout(deadline=4.0, now=4.0)
-    assert "workers: 1 ready, 0 starting, 1 draining; add workers" in world.refusal(late).message
+    assert "workers: 1 ready, 0 starting, 1 draining; longest held: worker " in world.refusal(late).message
     assert all(map(world.granted, held))
 
 

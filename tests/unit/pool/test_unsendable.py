@@ -18,7 +18,7 @@ import pydantic
 import pytest
 
 import dspool
-from dspool.pool.lm_specs import pickled
+from dspool.pool.pickling import pickled
 from dspool.pool.unsendable import MOST_NAMED, unsendable
 from dspool.testing.fake import FakeLauncher
 

@@ -73,6 +73,26 @@ def test_every_check_has_words_and_those_of_open_exist() -> None:
     assert set(AT_OPEN) <= {*QUICK, "packages"}
 
 
+@pytest.mark.parametrize(
+    ("limited", "said"),
+    [
+        ("gpt-4o-mini", "'openai/gpt-4o-mini' has no limit"),
+        ("opnai/gpt-4o-mini", "'openai/gpt-4o-mini' has no limit"),
+        ("openai/gpt-4o-mni", "'openai/gpt-4o-mini' has no limit"),
+        ("openai/gpt-4o-mini", ""),
+        ("openai/gpt-5o-mini", ""),
+        ("anthropic/claude-haiku", ""),
+        ("*", ""),
+    ],
+)
+def test_a_limit_whose_model_is_misspelt_is_told_of(limited: str, said: str) -> None:
+    limits = {limited: {"requests_per_minute": 5}}
+    [found] = models.lm_limits(asked(workers=1, lm="openai/gpt-4o-mini", lm_limits=limits))
+    assert found.status == ("warning" if said else "ok")
+    assert said in found.reason
+    assert limited in found.reason
+
+
 def test_what_open_looks_at_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_process(*_: Any, **__: Any) -> NoReturn:
         raise AssertionError("a process was started")

@@ -12,8 +12,8 @@ import pytest
 
 from dspool.protocol.messages import LimitSpec, LimitsSpec
 from dspool.worker import limits as module
+from dspool.worker.limit_records import Busy, LimitRecords
 from dspool.worker.limits import BUSY_S, SPREAD_S, Gate, Limits, TurnTooLate
-from dspool.worker.pace_file import Busy, PaceFile
 
 pytestmark = pytest.mark.unit
 
@@ -181,14 +181,14 @@ def test_a_pause_that_comes_while_a_request_waits_gives_it_another_turn(limits: 
 def test_a_lock_that_another_holds_is_tried_again_until_the_deadline(
     limits: Limits, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, tries = PaceFile.change, iter([Busy, Busy])
+    real, tries = LimitRecords.change, iter([Busy, Busy])
 
-    def change(self: PaceFile, digest: bytes, step: Any) -> Any:
+    def change(self: LimitRecords, digest: bytes, step: Any) -> Any:
         if (busy := next(tries, None)) is not None:
             raise busy
         return real(self, digest, step)
 
-    monkeypatch.setattr(PaceFile, "change", change)
+    monkeypatch.setattr(LimitRecords, "change", change)
     assert waited(gate_of(limits), clock) == round(2 * BUSY_S, 6)
     tries = iter([Busy] * 1000)
     with pytest.raises(TurnTooLate, match="another worker"):

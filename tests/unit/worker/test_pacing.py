@@ -108,3 +108,14 @@ def test_both_limits_hold() -> None:
     _, state = turns(State(), both, 1)
     assert turn(state, both, NOW)[0].reason == "requests"
     assert turn(used(state, both, NOW, 0, 100), both, NOW)[0] == Turn(NOW + 10, "tokens", 100)
+
+
+def test_no_request_holds_up_the_others_for_more_than_some_minutes() -> None:
+    _, state = turn(State(), SIXTY, NOW, requests=10**6)
+    assert NOW + MAX_HOLD_S - 3 <= turn(state, SIXTY, NOW)[0].at <= NOW + MAX_HOLD_S
+    state = used(State(), TOKENS, NOW, expected=0, tokens=2**53, requests=2)
+    assert turn(state, TOKENS, NOW)[0].at <= NOW + MAX_HOLD_S
+    state = turn(state, TOKENS, NOW + MAX_HOLD_S, requests=10**6)[1]
+    assert turn(state, TOKENS, NOW + MAX_HOLD_S)[0].at <= NOW + 2 * MAX_HOLD_S
+    rare = limit_of(LimitSpec(requests_per_minute=0.1, burst_s=0))
+    assert turns(State(), rare, 2)[0] == [0, 600]

@@ -1,4 +1,4 @@
-"""The states that a pool's workers share: one small file, in which each model has a record of its own.
+"""What a pool's workers share of models' limits: one small file, in which each model has a record of its own.
 
 Rules:
     1. Whoever changes a record holds the file's lock meanwhile, a record lock of the kernel: it ends with the process,
@@ -34,8 +34,8 @@ class Busy(Exception):
     """Another process holds the lock."""
 
 
-class PaceFile:
-    """The file, seen from one worker.
+class LimitRecords:
+    """The records, seen from one worker.
 
     Args:
         path: where the manager has made it; it is empty at first.

@@ -12,26 +12,26 @@ from pathlib import Path
 
 import pytest
 
-from dspool.worker import pace_file
-from dspool.worker.pace_file import DIGEST_BYTES, Busy, PaceFile
+from dspool.worker import limit_records
+from dspool.worker.limit_records import DIGEST_BYTES, Busy, LimitRecords
 from dspool.worker.pacing import State
 
 pytestmark = pytest.mark.unit
 
 HOLDER = """
 import sys
-from dspool.worker.pace_file import PaceFile
+from dspool.worker.limit_records import LimitRecords
 def step(state):
     print("held", flush=True)
     sys.stdin.readline()
     return None, state._replace(tokens_each=7.0)
-PaceFile(sys.argv[1]).change(b"m" * 16, step)
+LimitRecords(sys.argv[1]).change(b"m" * 16, step)
 print("done", flush=True)
 """
 COUNTER = """
 import sys
-from dspool.worker.pace_file import Busy, PaceFile
-file, left = PaceFile(sys.argv[1]), 500
+from dspool.worker.limit_records import Busy, LimitRecords
+file, left = LimitRecords(sys.argv[1]), 500
 while left:
     try:
         file.change(b"m" * 16, lambda state: (None, state._replace(tokens_each=state.tokens_each + 1)))
@@ -66,18 +66,18 @@ def holder(path: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_what_one_writes_others_read(path: str) -> None:
-    file = PaceFile(path)
+    file = LimitRecords(path)
     assert file.peek(digest(1)) == State()
     state = State(1.5, 2.5, 3.5, 4.5, 5.5)
     assert file.change(digest(1), lambda before: (before, state)) == State()
     assert file.change(digest(2), lambda before: (before, State(9.0))) == State()
-    assert PaceFile(path).peek(digest(1)) == state
-    assert PaceFile(path).peek(digest(2)) == State(9.0)
-    assert PaceFile(path).peek(digest(3)) == State()
+    assert LimitRecords(path).peek(digest(1)) == state
+    assert LimitRecords(path).peek(digest(2)) == State(9.0)
+    assert LimitRecords(path).peek(digest(3)) == State()
 
 
 def test_a_step_that_raises_changes_nothing_and_leaves_no_lock(path: str) -> None:
-    file = PaceFile(path)
+    file = LimitRecords(path)
 
     def fail(state: State) -> tuple[None, State]:
         raise LookupError
@@ -89,8 +89,8 @@ def test_a_step_that_raises_changes_nothing_and_leaves_no_lock(path: str) -> Non
 
 
 def test_the_record_that_holds_nobody_back_makes_room(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace_file, "MAX_RECORDS", 4)
-    file = PaceFile(path)
+    monkeypatch.setattr(limit_records, "MAX_RECORDS", 4)
+    file = LimitRecords(path)
     states = [
         State(requests_paid_at=90.0, touched_at=5.0),
         State(not_before=300.0, touched_at=1.0),  # a provider's pause, of which nobody has heard for longest
@@ -109,7 +109,7 @@ def test_the_record_that_holds_nobody_back_makes_room(path: str, monkeypatch: py
 
 
 def test_a_digest_within_other_records_is_not_found_there(path: str) -> None:
-    file = PaceFile(path)
+    file = LimitRecords(path)
     file.change(digest(1), lambda state: (None, State()))
     assert file.peek(digest(1)[1:] + b"\0") == State()
     file.change(digest(256), lambda state: (None, State(5.0)))
@@ -117,7 +117,7 @@ def test_a_digest_within_other_records_is_not_found_there(path: str) -> None:
 
 
 def test_whoever_meets_anothers_lock_is_told_and_may_look_meanwhile(path: str, holder: subprocess.Popen[str]) -> None:
-    file = PaceFile(path)
+    file = LimitRecords(path)
     with pytest.raises(Busy):
         file.change(b"m" * 16, lambda state: (None, state))
     assert file.peek(b"m" * 16) == State()
@@ -130,20 +130,20 @@ def test_a_kill_in_the_middle_of_a_change_leaves_no_lock_and_no_change(
 ) -> None:
     holder.send_signal(signal.SIGSTOP)  # while it is stopped nobody waits for it either
     with pytest.raises(Busy):
-        PaceFile(path).change(b"m" * 16, lambda state: (None, state))
+        LimitRecords(path).change(b"m" * 16, lambda state: (None, state))
     holder.kill()
     holder.wait(10)
-    assert PaceFile(path).change(b"m" * 16, lambda state: (state, state)) == State()
+    assert LimitRecords(path).change(b"m" * 16, lambda state: (state, state)) == State()
 
 
 def test_changes_of_several_processes_and_threads_are_all_there(path: str) -> None:
     counters = [subprocess.Popen([sys.executable, "-c", COUNTER, path]) for _ in range(3)]
     assert [counter.wait(60) for counter in counters] == [0, 0, 0]
-    assert PaceFile(path).peek(b"m" * 16).tokens_each == 1500.0
+    assert LimitRecords(path).peek(b"m" * 16).tokens_each == 1500.0
 
 
 def test_a_child_that_is_forked_in_the_middle_of_a_change_waits_for_nobody(path: str) -> None:
-    file = PaceFile(path)
+    file = LimitRecords(path)
 
     def fork(state: State) -> tuple[int, State]:
         if (pid := os.fork()) == 0:
