@@ -15,33 +15,11 @@ from urllib.parse import unquote
 
 import pytest
 
+from tests.pages import HOW_TO, PAGES, PASTED, QUOTES, ROOT, TESTS, blocks
+
 pytestmark = pytest.mark.unit
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-QUOTES = {
-    "choose-workers-and-slots": ["measure_slots.py"],
-    "evaluate-and-optimize-over-a-pool": ["evaluate_and_optimize.py"],
-    "move-from-dspy-parallel": ["from_parallel.py"],
-    "move-from-process-pool-executor": ["executor.py"],
-    "serve-over-http": ["web_service/app.py"],
-    "sessions": ["sessions.py"],
-    "ship-your-own-program": ["own_program/librarian.py", "own_program/run_librarian.py"],
-    "stream-answers": ["stream_answers.py"],
-    "use-caches": ["use_caches.py"],
-    "use-in-a-notebook": ["notebook.ipynb"],
-    "use-tools-and-mcp": ["tools/mcp_session.py", "tools/run_agents.py"],
-    "watch-a-pool": ["watch_a_pool.py"],
-}
-"""How-to pages whose code is that of examples, word for word. tests/integration runs these."""
-
-LINES = {"check-the-environment", "configure-lms", "define-programs-as-data", "preload-modules"}
-"""Those that show how something is said, in single statements. Tests of what they tell of run the like."""
-
-RUN_AS_IT_IS = {"test-your-code"}
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +34,6 @@ def reference() -> Iterator[ModuleType]:
     spec.loader.exec_module(module)
     yield module
     sys.path.remove(str(ROOT / "docs"))
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """The code blocks of a page in one language."""
-    return [code for name, code in _BLOCK.findall(page.read_text(encoding="utf-8")) if name == language]
 
 
 def anchors(page: Path) -> set[str]:
@@ -119,13 +92,13 @@ def code_of(example: Path) -> str:
 
 
 def test_every_page_with_code_is_a_recipe_that_is_run() -> None:
-    with_code = {page.stem for page in (ROOT / "docs" / "how-to").glob("*.md") if blocks(page, "python")}
-    assert with_code == QUOTES.keys() | LINES | RUN_AS_IT_IS
+    with_code = {page.stem for page in HOW_TO.glob("*.md") if blocks(page, "python")}
+    assert with_code == QUOTES.keys() | PASTED | TESTS
 
 
 @pytest.mark.parametrize("page", QUOTES)
 def test_a_recipe_shows_what_its_example_runs(page: str) -> None:
-    path = ROOT / "docs" / "how-to" / f"{page}.md"
+    path = HOW_TO / f"{page}.md"
     examples = [ROOT / "examples" / name for name in QUOTES[page]]
     shown = blocks(path, "python")
     assert shown
