@@ -6,6 +6,7 @@ defines. His providers are a stub on loopback: whatever address a process connec
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 
 from dspool.options import usable_cores
 from dspool.testing.stub_lm import StubLM
-from tests.pages import HOW_TO, PASTED, blocks, environment, run_python
+from tests.pages import HOW_TO, PASTED, ROOT, blocks, environment, run_python
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -131,6 +132,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def leading_to(stub: StubLM, folder: Path) -> dict[str, str]:
+    """The variables of processes whose providers are the stub."""
+    port = stub.url.rpartition(":")[2].partition("/")[0]
+    site, cache = str(folder / "site"), str(folder / "cache")
+    return {**KEYS, "PYTHONPATH": site, "STUB_PORT": port, "DSPY_CACHEDIR": cache}
+
+
 def run_command(command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run what a page says to a shell, on two cores."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -152,9 +160,7 @@ def run_page(folder: Path) -> RunPage:
     def run(page: str, stub: StubLM) -> str:
         script = folder / "script.py"
         script.write_text("\n".join([*blocks(HOW_TO / f"{page}.md", "python"), THEN[page]]), encoding="utf-8")
-        port = stub.url.rpartition(":")[2].partition("/")[0]
-        site, cache = str(folder / "site"), str(folder / "cache")
-        done = run_python(script, folder, **KEYS, PYTHONPATH=site, STUB_PORT=port, DSPY_CACHEDIR=cache)
+        done = run_python(script, folder, **leading_to(stub, folder))
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -277,3 +283,18 @@ def test_doctor_says_what_its_page_shows(folder: Path, public: Path) -> None:
     for command, mode, bad in zip(others, (0o777, 0o700), shown_in_part, strict=True):
         code, found = doctor(command, mode)
         assert (code, [line for line in found[1:] if not line.startswith("ok ")]) == (3, bad)
+
+
+def test_the_readmes_commands(folder: Path) -> None:
+    (folder / "README.md").write_bytes((ROOT / "README.md").read_bytes())
+    (folder / "rows.jsonl").write_text('{"question": "why?"}\n{"question": "who?"}\n', encoding="utf-8")
+    (commands,) = [block.splitlines() for block in blocks(ROOT / "README.md", "sh") if "dspool" in block]
+    run_one, run_many, _ = commands  # what doctor says is above
+    with StubLM() as stub:
+        done = run_command(run_one, folder, **leading_to(stub, folder))
+        assert (done.returncode, json.loads(done.stdout)["title"]) == (0, "dspool"), done.stderr
+        assert stub.calls == []  # the offline LM asks nobody
+        done = run_command(run_many, folder, **leading_to(stub, folder))
+        assert done.returncode == 0, done.stderr
+    lines = (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["outputs"] for line in lines] == [{"answer": "echo: why?"}, {"answer": "echo: who?"}]

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from urllib.parse import unquote
 
 import pytest
 
+from dspool.cli.commands import dspool as dspool_command
+from dspool.options import PoolOptions
+from tests.chaos import catalogue
 from tests.pages import HOW_TO, PAGES, PASTED, QUOTES, ROOT, TESTS, blocks
 
 pytestmark = pytest.mark.unit
@@ -115,11 +119,49 @@ def test_the_readme_names_every_room_there_is() -> None:
     assert [room for room in rooms if f"{room}/" not in text] == []
 
 
-def test_every_command_in_the_documentation_exists() -> None:
-    from dspool.cli.commands import dspool as commands
+_FENCED = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
+_COMMAND = r"(?:dspool|make|python -m) "
 
-    named = set()
+
+def commands(tool: str) -> list[list[str]]:
+    """What the pages' shell blocks and their sentences say to a tool, word by word, without what the shell does."""
+    found = []
     for page in PAGES:
-        for code in blocks(page, "sh"):
-            named.update(re.findall(r"^(?:\$ )?dspool ([a-z]+)", code, re.MULTILINE))
-    assert named <= set(commands.commands), named
+        lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
+        found += re.findall(rf"^(?:\$ )?({_COMMAND}.+)", lines, re.MULTILINE)
+        sentences = _FENCED.sub("", page.read_text(encoding="utf-8"))
+        found += [" ".join(code.split()) for code in re.findall(rf"`({_COMMAND}[^`]+)`", sentences)]
+    words = [re.split(r" (?:>|\||&&)", line)[0] for line in found if line.startswith(tool)]
+    return [shlex.split(line, comments=True) for line in words]
+
+
+def test_every_command_of_dspool_has_these_arguments_and_options() -> None:
+    """They are read, not run: most ask a provider. Those of the page on doctor are run in tests/integration."""
+    said = commands("dspool ")
+    assert len(said) > 10
+    for _, name, *words in said:
+        command = dspool_command.commands[name]
+        if words:
+            params = command.make_context(name, words).params
+            PoolOptions.build(None, params["options"])
+
+
+def test_every_target_of_make_exists_and_knows_these_variables() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    said = commands("make ")
+    assert len(said) > 10
+    for _, target, *variables in said:
+        assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
+        for name, value in (variable.split("=", 1) for variable in variables):
+            assert f"$({name})" in makefile, name
+            if name == "ONLY":
+                known = re.findall(r"^BENCHMARKS := (.*)", makefile, re.MULTILINE)[0].split()
+                assert {*value.split()} <= {*(known if target == "bench" else catalogue.names())}, value
+
+
+def test_every_module_that_is_said_to_be_run_exists() -> None:
+    said = commands("python -m ")
+    assert len(said) > 3
+    for _, _, module, *_ in said:
+        path = ROOT.joinpath(*module.split("."))
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
