@@ -133,9 +133,10 @@ class PoolFront:
         return workers
 
     def _not_ready(self, wanted: int, timeout_s: float | None) -> QueueTimeout:
-        ready = sum(group.ready for group in self._driver.core.groups.values())
+        ready, old = self._driver.ready_and_old()
+        besides = f", and {old} that wait to be replaced" if old else ""
         return QueueTimeout(
-            f"pool {self.name!r} has {ready} of {wanted} workers ready after {timeout_s:g} s; "
+            f"pool {self.name!r} has {ready} of {wanted} workers ready after {timeout_s:g} s{besides}; "
             "see stats() and the log for what the others do"
         )
 
