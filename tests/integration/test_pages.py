@@ -113,7 +113,7 @@ pool.run("triage", {"message": "Bo again."})
 pool.close()
 """,
     "preload-modules": """
-print("all are new:", min(worker.worker_id for worker in pool.workers() if worker.state != "draining") > 8)
+print("lent from now on:", [worker.worker_id for worker in pool.workers() if worker.state == "idle"])
 pool.close()
 """,
 }
@@ -227,7 +227,7 @@ def test_the_page_on_definitions(run_page: RunPage, folder: Path, dspy: Any) -> 
 def test_the_page_on_preloading(run_page: RunPage) -> None:
     with StubLM() as stub:
         printed = run_page("preload-modules", stub)
-    assert printed.splitlines() == ["template", "", str(["template"] * 8), "all are new: True"]
+    assert printed.splitlines() == ["template", "", str(["template"] * 8), f"lent from now on: {[*range(9, 17)]}"]
 
 
 def test_the_page_on_the_environment(run_page: RunPage) -> None:
