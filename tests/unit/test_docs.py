@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import dataclasses
+import functools
 import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -16,8 +20,11 @@ from urllib.parse import unquote
 
 import pytest
 
+import dspool
 from dspool.cli.commands import dspool as dspool_command
 from dspool.options import PoolOptions
+from dspool.testing.stub_lm import StubLM
+from dspool.types import UsageStats
 from tests.chaos import catalogue
 from tests.pages import HOW_TO, PAGES, PASTED, QUOTES, ROOT, TESTS, blocks
 
@@ -55,8 +62,6 @@ def test_the_reference_is_what_the_code_gives(reference: ModuleType) -> None:
 
 
 def test_every_public_method_has_words(reference: ModuleType) -> None:
-    import dspool
-
     for cls in (dspool.Pool, dspool.AsyncPool, dspool.Lease, dspool.AsyncLease, dspool.Executor):
         for name, member in sys.modules["reference_api"].public_members(cls).items():
             assert (member.fget if isinstance(member, property) else member).__doc__, f"{cls.__name__}.{name}"
@@ -120,6 +125,47 @@ def test_the_readme_names_every_room_there_is() -> None:
 
 
 _FENCED = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
+
+
+def sentences(page: Path) -> str:
+    """A page without its blocks of code."""
+    return _FENCED.sub("", page.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def parameters() -> set[str]:
+    """What the public functions and classes, and the stub of an LM, can be told by keyword."""
+    public = [getattr(dspool, name) for name in dspool.__all__]
+    classes = [each for each in [*public, StubLM] if inspect.isclass(each)]
+    callables = [*public, StubLM, *(getattr(each, name) for each in classes for name in dir(each) if name[0] != "_")]
+    found = set()
+    for each in filter(callable, callables):
+        with contextlib.suppress(ValueError, TypeError):  # what is written in C
+            found |= set(inspect.signature(each).parameters)
+    return found
+
+
+OF_DSPY = (
+    "api_base async_streaming config demos extra_headers mine model_type return_failed_examples save_program signature"
+)
+OF_OTHERS = {*OF_DSPY.split(), *"allow_imports cancellable keep_alive kill_on_cancel max_tasks_per_child".split()}
+"""Keywords that the pages name and that are not the pool's."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_says_of_options_and_figures_is_so(page: Path) -> None:
+    text = sentences(page)
+    code = "\n".join(re.findall(r"`([^`]+)`", text))
+    assert set(re.findall(r"(?<![\w.-])([a-z]\w*)=(?!=)", code)) <= parameters() | OF_OTHERS
+    defaults = {each.name: each.default for each in dataclasses.fields(dspool.PoolOptions)}
+    for name, value in re.findall(r"`(\w+)` \(([\d.,]+)(?: s)?\)", text):
+        if name in defaults:  # and not DSPy's
+            assert float(value.replace(",", "")) == defaults[name], name
+    for said, struct in (("stats", dspool.PoolStats), ("health", dspool.PoolHealth), ("usage", UsageStats)):
+        named = re.findall(rf"\b{said}(?:\(\))?\.([a-z]\w*)", code)
+        assert set(named) <= set(dir(struct)), said
+
+
 _COMMAND = r"(?:dspool|make|python -m) "
 
 
@@ -129,8 +175,7 @@ def commands(tool: str) -> list[list[str]]:
     for page in PAGES:
         lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
         found += re.findall(rf"^(?:\$ )?({_COMMAND}.+)", lines, re.MULTILINE)
-        sentences = _FENCED.sub("", page.read_text(encoding="utf-8"))
-        found += [" ".join(code.split()) for code in re.findall(rf"`({_COMMAND}[^`]+)`", sentences)]
+        found += [" ".join(code.split()) for code in re.findall(rf"`({_COMMAND}[^`]+)`", sentences(page))]
     words = [re.split(r" (?:>|\||&&)", line)[0] for line in found if line.startswith(tool)]
     return [shlex.split(line, comments=True) for line in words]
 
