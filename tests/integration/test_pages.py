@@ -285,6 +285,33 @@ def test_doctor_says_what_its_page_shows(folder: Path, public: Path) -> None:
         assert (code, [line for line in found[1:] if not line.startswith("ok ")]) == (3, bad)
 
 
+def test_a_lost_worker_is_told_as_its_page_shows(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import os
+import signal
+
+import dspool
+
+
+def crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+with dspool.Pool(workers=1, name="billing") as pool:
+    try:
+        pool.run(crash, {})
+    except dspool.WorkerLost:
+        pass
+""",
+        encoding="utf-8",
+    )
+    told = run_python(script, tmp_path).stderr.splitlines()
+    (shown,) = blocks(HOW_TO / "watch-a-pool.md", "text")
+    assert re.sub(r"\d[\d.]*", "N", shown.strip()) in [re.sub(r"\d[\d.]*", "N", line) for line in told]
+
+
 def test_the_readmes_commands(folder: Path) -> None:
     (folder / "README.md").write_bytes((ROOT / "README.md").read_bytes())
     (folder / "rows.jsonl").write_text('{"question": "why?"}\n{"question": "who?"}\n', encoding="utf-8")

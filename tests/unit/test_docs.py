@@ -166,7 +166,7 @@ def test_what_a_page_says_of_options_and_figures_is_so(page: Path) -> None:
         assert set(named) <= set(dir(struct)), said
 
 
-_COMMAND = r"(?:dspool|make|python -m) "
+_COMMAND = r"(?:dspool|make|python -m|uvicorn) "
 
 
 def commands(tool: str) -> list[list[str]]:
@@ -174,7 +174,7 @@ def commands(tool: str) -> list[list[str]]:
     found = []
     for page in PAGES:
         lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
-        found += re.findall(rf"^(?:\$ )?({_COMMAND}.+)", lines, re.MULTILINE)
+        found += re.findall(rf"^(?:\$ )?(?:[A-Z_]+=\S+ )*({_COMMAND}.+)", lines, re.MULTILINE)
         found += [" ".join(code.split()) for code in re.findall(rf"`({_COMMAND}[^`]+)`", sentences(page))]
     words = [re.split(r" (?:>|\||&&)", line)[0] for line in found if line.startswith(tool)]
     return [shlex.split(line, comments=True) for line in words]
@@ -210,3 +210,10 @@ def test_every_module_that_is_said_to_be_run_exists() -> None:
     for _, _, module, *_ in said:
         path = ROOT.joinpath(*module.split("."))
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+def test_the_web_service_is_started_with_options_that_uvicorn_has() -> None:
+    ((_, *words),) = [command for command in commands("uvicorn ") if "--factory" in command]
+    params = importlib.import_module("uvicorn.main").main.make_context("uvicorn", words).params
+    assert (ROOT / params["app_dir"] / "app.py").exists()
+    assert params["factory"]
