@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from dspool.options import usable_cores
 from dspool.testing.stub_lm import StubLM
 from tests.pages import HOW_TO, PASTED, ROOT, blocks, environment, run_python
 
@@ -140,7 +139,7 @@ def leading_to(stub: StubLM, folder: Path) -> dict[str, str]:
 
 
 def run_command(command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run what a page says to a shell, on two cores."""
+    """Run what a page says to a shell."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.run(
         ["sh", "-c", command],
@@ -149,7 +148,6 @@ def run_command(command: str, folder: Path, **variables: str) -> subprocess.Comp
         capture_output=True,
         text=True,
         timeout=55,
-        preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2]),
     )
 
 
@@ -263,7 +261,18 @@ def public() -> Iterator[Path]:
         yield Path(made)
 
 
-@pytest.mark.skipif(usable_cores() < 2, reason="the page's machine has two cores")
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    """What this thread starts has two cores, as the machine of the page."""
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("the page's machine has two cores")
+    os.sched_setaffinity(0, sorted(cores)[:2])
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.usefixtures("two_cores")
 def test_doctor_says_what_its_page_shows(folder: Path, public: Path) -> None:
     page = HOW_TO / "check-the-environment.md"
     # The one with --json asks what the first one asks. What it prints is in tests/integration/cli/test_doctor.py.
