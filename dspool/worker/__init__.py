@@ -1,5 +1,6 @@
 """The child's side of a worker's pipes: read a frame, run a program, answer.
 
+    __main__.py     entry of a spawned worker
     lifeline.py     what a child does before anything else: lifeline, signals, stack dumps
     template.py     the warm process that workers are forked from
     fork_rules.py   what must hold of a process that is forked
