@@ -164,7 +164,7 @@ class Calls:
         with self.cancellable.running(request.id) as cancellation:
             cancellation.check()
             running = RunningCall(request.id, self._loop, cancellation, emit, stream)
-            return program.call_in(running, args["inputs"], args.get("lm"), deadline)
+            return program.call(args["inputs"], args.get("lm"), deadline, running)
 
     def create_program(self, request: Request, received: float, emit: object = None) -> Response:
         """Load a program and keep it."""
