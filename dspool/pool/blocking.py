@@ -1,7 +1,7 @@
 """Pool: threads in front of the core.
 
-Any number of threads call; each writes to and reads from its worker's pipe itself, in this module, by polling with its
-own deadline. The control plane runs on a background thread and is not on a call's way.
+Any number of threads call; each writes to and reads from its worker's pipe itself, by polling with its own deadline
+(polling.py). The control plane runs on a background thread and is not on a call's way.
 """
 
 from __future__ import annotations

@@ -50,8 +50,10 @@ def stream_args(fields: str | Iterable[str] | None, status: Any) -> StreamArgs:
         fields = list(fields) if isinstance(fields, Iterable) else [fields]
         if not all(isinstance(field, str) for field in fields):
             raise OptionsError(f"fields must be names of output fields, as strings, or None; it is {fields!r}")
-    if status is None or not isinstance(status, bool | str):
-        status = status is not None and pickled_or_named(status, "status", PROVIDER_NOT_SENT, LET_IT_MAKE_THEM)
+    if status is None:
+        status = False
+    elif not isinstance(status, bool | str):
+        status = pickled_or_named(status, "status", PROVIDER_NOT_SENT, LET_IT_MAKE_THEM)
     return StreamArgs(fields, status)
 
 

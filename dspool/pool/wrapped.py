@@ -35,7 +35,7 @@ from dspool.errors import OptionsError, PoolError, ProgramError
 from dspool.pool.context import bring_back, caller_of, finished, split_arguments
 from dspool.pool.data_path import Driven
 from dspool.pool.driver import Driver
-from dspool.pool.front import RUN_ARGUMENTS, PoolFront, Prepared, unknown_argument
+from dspool.pool.front import PoolFront, Prepared, run_options
 from dspool.pool.kindred_errors import as_kindred
 from dspool.pool.relay import Listening, beside_stream, listening, relayed
 from dspool.pool.steps import Steps
@@ -54,7 +54,7 @@ class Way(msgspec.Struct, frozen=True):
 
 
 class _Link(msgspec.Struct):
-    """What makes a wrapper of a copy of the program's face."""
+    """What a wrapper has beside the program's own attributes."""
 
     pool: PoolFront
     plain: Any
@@ -71,8 +71,7 @@ def wrap(pool: PoolFront, program: Any, as_run: Mapping[str, Any], way: Way) -> 
     """
     import dspy
 
-    if unknown := [name for name in as_run if name not in RUN_ARGUMENTS]:
-        raise unknown_argument("wrap", unknown, RUN_ARGUMENTS)
+    options = run_options("wrap", as_run)
     if isinstance(program, Pooled):
         program = program._dspool.plain
     elif isinstance(program, str) or (isinstance(program, type) and issubclass(program, dspy.Signature)):
@@ -82,7 +81,7 @@ def wrap(pool: PoolFront, program: Any, as_run: Mapping[str, Any], way: Way) -> 
             f"pool {pool.name!r}: wrap() takes a dspy.Module, or a signature; this is "
             f"{f'the class {program.__qualname__}' if isinstance(program, type) else f'a {type(program).__qualname__}'}"
         )
-    return _wrapper(_Link(pool, program, dict(as_run), way))
+    return _wrapper(_Link(pool, program, options, way))
 
 
 def _wrapper(link: _Link) -> Any:

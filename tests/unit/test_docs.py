@@ -32,6 +32,16 @@ pytestmark = pytest.mark.unit
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
+MAPPED = [
+    "dspool/pool",
+    "dspool/pool/core",
+    "dspool/supervisor",
+    "dspool/supervisor/environment",
+    "dspool/worker",
+    "dspool/worker/bridge",
+]
+"""Packages whose docstrings say what each module in them is."""
+
 
 @pytest.fixture(scope="module")
 def reference() -> Iterator[ModuleType]:
@@ -122,6 +132,17 @@ def test_the_readme_names_every_room_there_is() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rooms = [path.parent.name for path in (ROOT / "dspool").glob("*/__init__.py")]
     assert [room for room in rooms if f"{room}/" not in text] == []
+
+
+@pytest.mark.parametrize("package", MAPPED)
+def test_a_packages_map_has_a_line_for_each_of_its_modules(package: str) -> None:
+    folder = ROOT / package
+    source = (folder / "__init__.py").read_text(encoding="utf-8")
+    text = ast.get_docstring(ast.parse(source), clean=False) or ""
+    mapped = re.findall(r"^ +(\w+(?:\.py|/)) ", text, re.MULTILINE)
+    modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+    packages = [f"{path.parent.name}/" for path in folder.glob("*/__init__.py")]
+    assert sorted(mapped) == sorted(modules + packages)
 
 
 _FENCED = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
