@@ -41,7 +41,8 @@ class Attributes:
             for name in ("__getstate__", "__reduce__", "__reduce_ex__")
         ):
             return _NOTHING
-        return self._held.get(id(vars(thing)), _NOTHING)
+        held: Mapping[str, Any] = self._held.get(id(vars(thing)), _NOTHING)
+        return held
 
     def lm(self, predictor: Any) -> Any:
         """The LM that a predictor had."""
