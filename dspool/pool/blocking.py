@@ -14,7 +14,6 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from typing import Any, Never, TypeVar
 
 import anyio
@@ -357,7 +356,7 @@ class Pool(PoolFront):
         """
         from dspool.pool.wrapped import Way, drive_beside, wrap
 
-        return wrap(self, program, as_run, Way(drive, partial(drive_beside, drive)))
+        return wrap(self, program, as_run, Way(drive, drive_beside))
 
     def checkout(
         self,

@@ -17,7 +17,6 @@ dspy is looked up in sys.modules, imported by wrap() alone.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import inspect
 import operator
@@ -28,18 +27,16 @@ from types import MemberDescriptorType, MethodType
 from typing import Any
 
 import anyio.from_thread
-import anyio.to_thread
 import msgspec
 
 from dspool.errors import OptionsError, PoolError, ProgramError
 from dspool.pool.context import bring_back, caller_of, finished, split_arguments
-from dspool.pool.data_path import Driven
 from dspool.pool.driver import Driver
 from dspool.pool.front import PoolFront, Prepared, run_options
 from dspool.pool.kindred_errors import as_kindred
 from dspool.pool.relay import Listening, beside_stream, listening, relayed
 from dspool.pool.steps import Steps
-from dspool.pool.waits import ThreadWaits, drive_async
+from dspool.pool.waits import drive_async, waits_beside
 from dspool.protocol.messages import Response
 
 _classes: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
@@ -125,13 +122,9 @@ def _outlived(self: Any) -> None:
     """In place of the program's own __del__, which would end what the program still uses."""
 
 
-async def drive_beside(blocking: Callable[..., Driven], driver: Driver, steps: Steps[Driven]) -> Driven:
-    """Drive a blocking pool's call from a task: in its own loop on asyncio, on a thread elsewhere."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return await anyio.to_thread.run_sync(blocking, driver, steps)
-    return await drive_async(steps, ThreadWaits(driver))
+async def drive_beside(driver: Driver, steps: Steps[Any]) -> Any:
+    """Drive a blocking pool's call from a task, in its own event loop."""
+    return await drive_async(steps, waits_beside(driver))
 
 
 class Pooled:
