@@ -46,7 +46,8 @@ What runs, and as which LM:
     defined.py          definitions, as plain data
     forms.py            what can be read off a program: its name, its outputs' types
     identity.py         the digest that equal definitions share
-    watch.py            whether a program is still what it was
+    attributes.py       what its modules held at one moment
+    watch.py            whether it is still what it was
     pickling.py         objects as workers are sent them
     unsendable.py       which members of one can't be
     lm_specs.py         LMs and adapters as workers are sent them
