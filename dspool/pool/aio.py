@@ -69,6 +69,8 @@ class AsyncPool(PoolFront):
         OptionsError: an option is unknown or out of range. Nothing was started.
     """
 
+    _how_to_open = "use `async with`, or await open()"
+
     def __init__(
         self, options: PoolOptions | None = None, *, launcher: Launcher | None = None, **overrides: Any
     ) -> None:
