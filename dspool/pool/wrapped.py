@@ -74,11 +74,21 @@ def wrap(pool: PoolFront, program: Any, as_run: Mapping[str, Any], way: Way) -> 
     elif isinstance(program, str) or (isinstance(program, type) and issubclass(program, dspy.Signature)):
         program = dspy.Predict(program)
     if not isinstance(program, dspy.Module):
-        raise OptionsError(
-            f"pool {pool.name!r}: wrap() takes a dspy.Module, or a signature; this is "
-            f"{f'the class {program.__qualname__}' if isinstance(program, type) else f'a {type(program).__qualname__}'}"
-        )
+        raise OptionsError(f"pool {pool.name!r}: wrap() takes a dspy.Module, or a signature; {_what_it_is(program)}")
     return _wrapper(_Link(pool, program, options, way))
+
+
+def _what_it_is(program: Any) -> str:
+    """Of what can't be wrapped: its kind, and what to do."""
+    import dspy
+
+    if isinstance(program, type):
+        name = program.__qualname__
+        return f"this is the class {name}" + (f": pass an instance, {name}(...)" * issubclass(program, dspy.Module))
+    kind = f"this is a {type(program).__qualname__}"
+    if isinstance(program, dspy.Evaluate | dspy.Parallel | dspy.teleprompt.Teleprompter):
+        return f"{kind}, which stays in your process: wrap the program that you give it"
+    return f"{kind}: run(), map() and stream() take functions as they are" if callable(program) else kind
 
 
 def _wrapper(link: _Link) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -144,7 +144,9 @@ class Calls:
             result = {kind: self._to_plain(value, kind)}
             return answered(request.id, result, None if usage is None else self._to_plain(usage, "usage"), spent)
         except EncodeError as error:
-            return refused(request.id, ErrorInfo("encode_error", f"the result can't be sent: {error}"), spent)
+            streams = isinstance(value, Iterator | AsyncIterator)
+            hint = ", or call it with stream(), which hands its items out" if streams else ""
+            return refused(request.id, ErrorInfo("encode_error", f"the result can't be sent: {error}{hint}"), spent)
 
     def _run(
         self, request: Request, program: Program | CallerRun, deadline: float | None, emit: Callable[[Event], None]

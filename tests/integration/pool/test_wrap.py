@@ -378,6 +378,13 @@ def test_what_is_no_program_is_refused(make_pool: MakePool, programs: Any, dspy:
     for wrong in (programs.Measured, len, {"a": 1}, None):
         with pytest.raises(dspool.OptionsError, match=r"wrap\(\) takes a dspy.Module, or a signature"):
             pool.wrap(wrong)
+    with pytest.raises(dspool.OptionsError, match=r"the class Measured: pass an instance, Measured\(...\)"):
+        pool.wrap(programs.Measured)
+    with pytest.raises(dspool.OptionsError, match=r"run\(\), map\(\) and stream\(\) take functions"):
+        pool.wrap(len)
+    for around in (dspy.Parallel(), dspy.BootstrapFewShot(metric=None), dspy.Evaluate(devset=[])):
+        with pytest.raises(dspool.OptionsError, match="stays in your process: wrap the program that you give it"):
+            pool.wrap(around)
     with pytest.raises(dspool.OptionsError, match="timeout_s"):
         pool.wrap(programs.Measured(), timeout=3)
 
