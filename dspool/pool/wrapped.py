@@ -88,8 +88,9 @@ def wrap(pool: PoolFront, program: Any, as_run: Mapping[str, Any], way: Way) -> 
 
 def _wrapper(link: _Link) -> Any:
     kind = type(link.plain)
+    of_wrappers = _class_for(kind)
     try:
-        wrapper = object.__new__(_class_for(kind))
+        wrapper = object.__new__(of_wrappers)
     except TypeError:  # built in, or written in C: it keeps more than attributes
         builtin = next(base for base in kind.__mro__[:-1] if not base.__flags__ & _HEAP_TYPE).__qualname__
         raise OptionsError(
