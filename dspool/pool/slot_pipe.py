@@ -42,7 +42,18 @@ class SlotPipe:
         max_frame_bytes: the cap.
     """
 
-    __slots__ = ("_decoder", "_holders", "_orphaned", "_unsent", "asked", "pieces", "poller", "reader", "sock", "spender")
+    __slots__ = (
+        "_decoder",
+        "_holders",
+        "_orphaned",
+        "_unsent",
+        "asked",
+        "pieces",
+        "poller",
+        "reader",
+        "sock",
+        "spender",
+    )
 
     def __init__(self, sock: socket.socket, max_frame_bytes: int) -> None:
         self.sock = sock
