@@ -60,7 +60,8 @@ def split_arguments(
     if not positional and _ATOMS.issuperset(map(type, named.values())):
         return named, None, lm
     refusal = f"{label} was not sent: an input can't be pickled"
-    return {}, pickled_or_named((positional, named), "inputs", refusal), lm
+    shown: dict[Any, Any] = {**dict(enumerate(positional)), **named}
+    return {}, pickled_or_named((positional, named), "inputs", refusal, shown=shown), lm
 
 
 def caller_of(arguments: bytes | None, lm: Any, relay: Relay | None = None) -> Caller:

@@ -45,7 +45,7 @@ Part = tuple[str, Any]
 """What is added to the way, and what is there."""
 
 
-def pickled_or_named(thing: Any, label: str, refusal: str, advice: str = "") -> bytes:
+def pickled_or_named(thing: Any, label: str, refusal: str, advice: str = "", shown: Any = None) -> bytes:
     """As pickled().
 
     Args:
@@ -53,6 +53,7 @@ def pickled_or_named(thing: Any, label: str, refusal: str, advice: str = "") -> 
         label: what the way to a member begins with.
         refusal: of which the error is to speak, such as "the initializer can't be pickled".
         advice: what to do about it.
+        shown: the same as its owner knows it, in which the members are looked for; None: as it is.
 
     Raises:
         EncodeError: it can't be pickled; the text names the members at fault.
@@ -61,7 +62,7 @@ def pickled_or_named(thing: Any, label: str, refusal: str, advice: str = "") -> 
         return pickled(thing)
     except Exception as error:
         let_through(error)
-        text = f"{refusal}, because of {unsendable(thing, label)}"
+        text = f"{refusal}, because of {unsendable(thing if shown is None else shown, label)}"
         raise EncodeError(f"{text}. {advice}" if advice else text) from error
 
 

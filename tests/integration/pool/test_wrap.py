@@ -456,6 +456,18 @@ def test_what_a_worker_has_put_among_the_settings_stays_there(make_pool: MakePoo
         assert told().mine == [1]
 
 
+def test_arguments_that_can_not_be_sent_are_named_as_they_were_given(
+    make_pool: MakePool, programs: Any, dspy: Any
+) -> None:
+    told, lock = make_pool(workers=1).wrap(programs.Told()), threading.Lock()
+    with pytest.raises(
+        dspool.EncodeError, match=r"inputs\['one'\]: a _thread.lock.*; inputs\['two'\]\[0\]: a _thread.lock"
+    ):
+        told(one=lock, two=[lock])
+    with pytest.raises(dspool.EncodeError, match=r"because of inputs\[1\]: a _thread.lock"):
+        told(1, lock, three=3)
+
+
 def test_any_argument_goes_along(make_pool: MakePool, programs: Any, dspy: Any) -> None:
     told = make_pool(workers=1).wrap(programs.Told())
     found = told(3, "four", example=dspy.Example(a=1), function=len, lm=dspy.LM("openai/passed"))
