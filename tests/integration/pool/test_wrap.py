@@ -111,6 +111,7 @@ def test_an_async_pools_wrapper_is_awaited(make_async_pool: MakeAsyncPool, progr
     async def main() -> None:
         async with make_async_pool(workers=2) as pool:
             wrapped = pool.wrap(programs.Measured(), timeout_s=30)
+            wrapped.forward = wrapped.forward  # as optimizers put it back
             with dspy.context(lm=lm, trace=[], track_usage=True):
                 found = await asyncio.gather(*(wrapped.acall(question=question) for question in QUESTIONS))
                 assert len(dspy.settings.trace) == 6
@@ -517,10 +518,34 @@ def test_histories_are_where_inspect_history_looks(make_pool: MakePool, programs
     assert len(GLOBAL_HISTORY) - before == len(lm.history) == len(wrapped.history) == len(outer.history) == 2
     assert "capital" in str(lm.history[0]["messages"])
     assert "Paris" in str(lm.history[0]["outputs"])
-    for _ in range(3):  # the worker keeps none: each call brings its own alone
+    for _ in range(3):
         with dspy.context(lm=lm):
             wrapped(question="sum")
     assert len(lm.history) == 8
+
+
+def test_a_worker_keeps_no_history(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    class Looks(dspy.Module):
+        def __init__(self, own: Any) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+            self.ask.lm = own
+
+        def forward(self, question: str) -> Any:
+            from dspy.clients.base_lm import GLOBAL_HISTORY
+
+            used = self.ask.lm or dspy.settings.lm
+            kept = [GLOBAL_HISTORY, self.history, self.ask.history, used.history]
+            lengths = list(map(len, kept))
+            self.ask(question=question)
+            return lengths
+
+    pool = make_pool(workers=1)
+    for own in (None, programs.answering(max_tokens=7)):
+        wrapped = pool.wrap(Looks(own))
+        with dspy.context(lm=lm):
+            assert [wrapped(question="capital") for _ in range(3)] == [[0, 0, 0, 0]] * 3
+        assert len(wrapped.history) == 3
 
 
 def test_a_failed_calls_records_come_back_too(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
