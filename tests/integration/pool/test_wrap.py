@@ -12,7 +12,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -112,6 +112,7 @@ def test_an_async_pools_wrapper_is_awaited(make_async_pool: MakeAsyncPool, progr
     async def main() -> None:
         async with make_async_pool(workers=2) as pool:
             wrapped = pool.wrap(programs.Measured(), timeout_s=30)
+            wrapped.forward = wrapped.forward  # as optimizers put it back
             with dspy.context(lm=lm, trace=[], track_usage=True):
                 found = await asyncio.gather(*(wrapped.acall(question=question) for question in QUESTIONS))
                 assert len(dspy.settings.trace) == 6
@@ -314,17 +315,25 @@ def test_a_changed_program_is_noticed(make_pool: MakePool, programs: Any, lm: An
         assert wrapped(question="capital").answer == "Paris"
 
 
-def test_load_state_sees_what_the_fingerprint_does_not(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
-    pool, program = make_pool(workers=1), dspy.Predict("question -> answer")
-    program.demos = [dspy.Example(question="sea", answer="wet")]
-    wrapped = pool.wrap(program)
-    with dspy.context(lm=lm):
-        wrapped(question="capital")
-        state = wrapped.dump_state()
-        program.demos[0].answer = "salty"  # in place: the cheap look passes over it
-        wrapped.load_state(state | {"demos": program.demos})
-        wrapped(question="capital")
-    assert "salty" in str(lm.history[-1]["messages"])
+def test_load_state_sees_what_the_cheap_look_does_not(make_pool: MakePool, dspy: Any) -> None:
+    class Remembers(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.notes = SimpleNamespace(text="first")
+
+        def load_state(self, state: Any) -> None:
+            self.notes.text = state["text"]
+
+        def forward(self) -> str:
+            text: str = self.notes.text
+            return text
+
+    wrapped = make_pool(workers=1).wrap(Remembers())
+    assert wrapped() == "first"
+    wrapped.notes.text = "second"  # inside of an object, where it isn't looked
+    assert wrapped() == "first"
+    wrapped.load_state({"text": "third"})
+    assert wrapped() == "third"
 
 
 def test_copies_share_the_pool_and_nothing_else(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
@@ -561,10 +570,34 @@ def test_histories_are_where_inspect_history_looks(make_pool: MakePool, programs
     assert len(GLOBAL_HISTORY) - before == len(lm.history) == len(wrapped.history) == len(outer.history) == 2
     assert "capital" in str(lm.history[0]["messages"])
     assert "Paris" in str(lm.history[0]["outputs"])
-    for _ in range(3):  # the worker keeps none: each call brings its own alone
+    for _ in range(3):
         with dspy.context(lm=lm):
             wrapped(question="sum")
     assert len(lm.history) == 8
+
+
+def test_a_worker_keeps_no_history(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    class Looks(dspy.Module):
+        def __init__(self, own: Any) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+            self.ask.lm = own
+
+        def forward(self, question: str) -> Any:
+            from dspy.clients.base_lm import GLOBAL_HISTORY
+
+            used = self.ask.lm or dspy.settings.lm
+            kept = [GLOBAL_HISTORY, self.history, self.ask.history, used.history]
+            lengths = list(map(len, kept))
+            self.ask(question=question)
+            return lengths
+
+    pool = make_pool(workers=1)
+    for own in (None, programs.answering(max_tokens=7)):
+        wrapped = pool.wrap(Looks(own))
+        with dspy.context(lm=lm):
+            assert [wrapped(question="capital") for _ in range(3)] == [[0, 0, 0, 0]] * 3
+        assert len(wrapped.history) == 3
 
 
 def test_a_failed_calls_records_come_back_too(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:

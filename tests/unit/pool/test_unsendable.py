@@ -81,6 +81,11 @@ class Lists(list[Any]):
         return list, (), None, iter([threading.Lock()])
 
 
+def locked() -> Any:
+    """Is sent by its name, whatever it uses."""
+    return LOCK
+
+
 def named(thing: Any, label: str = "self") -> list[str]:
     """The ways to what is named."""
     with pytest.raises(BaseException):  # noqa: B017, PT011  whatever: it can't be pickled
@@ -124,6 +129,7 @@ def test_a_file_that_is_written_to_is_named(tmp_path: Any) -> None:
 
 def test_only_what_a_pickle_would_hold_is_named() -> None:
     assert named(Careful(lock=LOCK, inner=Careful(lock=LOCK, event=LOCK))) == ["self.inner.event"]
+    assert named(Holder(function=locked, lock=LOCK)) == ["self.lock"]
 
 
 def test_members_are_found_in_all_that_holds_members() -> None:
