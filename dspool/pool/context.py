@@ -65,7 +65,7 @@ def split_arguments(
         return {}, pickled((positional, named)), lm
     except Exception as error:
         let_through(error)
-        where = unsendable((positional, named) if positional else named, "inputs")
+        where = unsendable({**dict[Any, Any](enumerate(positional)), **named}, "inputs")
         raise EncodeError(f"{label} was not sent: an input can't be pickled, because of {where}") from error
 
 
