@@ -40,7 +40,7 @@ from dspool.pool.mapping import AsyncRows, Sorter, check_concurrency, check_rows
 from dspool.pool.progress import Progress
 from dspool.pool.steps import Steps
 from dspool.pool.streams import AsyncStream
-from dspool.pool.waits import AnyioWaits, AsyncioWaits, TrioWaits, drive_async
+from dspool.pool.waits import AnyioWaits, AsyncioWaits, TrioWaits, drive_async, on_trio
 from dspool.supervisor.launch import Launcher
 from dspool.supervisor.starting import start_soon
 from dspool.types import Affinity, PoolHealth, PoolStats, WorkerInfo
@@ -94,7 +94,7 @@ class AsyncPool(PoolFront):
             raise PoolError(f"pool {self.name!r} was opened before; make a new one")
         self._control = control = ControlPlane(self.options, self._launcher)
         _open_pools.add(self)
-        if _on_trio():
+        if on_trio():
             self._waits = TrioWaits(control.driver)
             self._home = self._waits.token
             control.driver.protect_from_interrupts(self._waits.trio.lowlevel.enable_ki_protection, calls=True)
@@ -428,14 +428,6 @@ def _tell_of_open_pools() -> None:
     """The interpreter ends. A pool that is still referred to may never be collected, and told of, after this."""
     for pool in list(_open_pools):
         pool.__del__()
-
-
-def _on_trio() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return True
-    return False
 
 
 def _here() -> Any:

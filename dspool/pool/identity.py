@@ -58,17 +58,26 @@ _HEAP_TYPE = 1 << 9
 _importable: dict[str, tuple[types.ModuleType, bool]] = {}
 
 
-def digest(value: Any, lm_digest: Callable[[Any], str | None] = lambda lm: None) -> str:
+AttributesOf = Callable[[Any], Mapping[str, Any]]
+"""What is to be taken for an object's attributes, in place of what it holds."""
+
+
+def digest(
+    value: Any,
+    lm_digest: Callable[[Any], str | None] = lambda lm: None,
+    attributes_of: AttributesOf = lambda thing: {},
+) -> str:
     """32 hex digits that equal definitions share, in this process and in any other.
 
     Args:
         value: the definition.
         lm_digest: the digest of an LM met on the way; None where the object is no LM or has no stable digest.
+        attributes_of: what an object's attributes are taken to be.
 
     Raises:
         Exception: whatever a part of it raises that can't be taken apart (a lock, an open socket).
     """
-    walk = _Walk(lm_digest)
+    walk = _Walk(lm_digest, attributes_of)
     walk.visit(value)
     return blake2b(walk.form, digest_size=16).hexdigest()
 
@@ -137,9 +146,15 @@ def loaded_dspy(*names: str) -> tuple[type, ...]:
 class _Walk:
     """One walk over one definition. Each part is written as a tag, a length where it varies, and its content."""
 
-    def __init__(self, lm_digest: Callable[[Any], str | None], memo: Mapping[int, int] = types.MappingProxyType({})):
+    def __init__(
+        self,
+        lm_digest: Callable[[Any], str | None],
+        attributes_of: AttributesOf,
+        memo: Mapping[int, int] = types.MappingProxyType({}),
+    ) -> None:
         self.form = bytearray()
         self._lm_digest = lm_digest
+        self._attributes_of = attributes_of
         self._memo: dict[int, int] = dict(memo)
         self._kept: list[Any] = []  # ids in the memo must not be used again by another object during the walk
 
@@ -211,7 +226,7 @@ class _Walk:
         """Each member is walked by itself from the same start, so that their order does not matter."""
         forms = []
         for member in members:
-            walk = _Walk(self._lm_digest, self._memo)
+            walk = _Walk(self._lm_digest, self._attributes_of, self._memo)
             walk.visit(member)
             forms.append(bytes(walk.form))
         self._parts("set", (kind, *sorted(forms), getattr(members, "__dict__", None)))
@@ -262,7 +277,7 @@ class _Walk:
             return
         make, arguments, state, items, pairs = [*reduced, None, None, None][:5]
         if isinstance(state, dict):
-            state = _steady(value, state)
+            state = _steady(value, changed(state, self._attributes_of(value)))
         self._parts("object", (make, arguments, state, list(items or ())))
         self._pairs("items", pairs or ())
 
@@ -282,6 +297,11 @@ def parallel_reduced(value: Any) -> tuple[Any, ...] | None:
     if kind not in loaded_dspy("Parallel"):
         return None
     return functools.partial(kind, **{name: getattr(value, name) for name in _PARALLEL}), ()
+
+
+def changed(state: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A state with others of the attributes that are in it."""
+    return state | {name: value for name, value in changes.items() if name in state} if changes else state
 
 
 def _steady(value: Any, state: dict[str, Any]) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import io
 import sys
 import threading
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import cloudpickle
 
-from dspool.pool.identity import LM_RECORDS, importable, loaded_dspy, parallel_reduced
+from dspool.pool.identity import LM_RECORDS, AttributesOf, changed, importable, loaded_dspy, parallel_reduced
 from dspool.signals import let_through
 
 _UNCOMPARED = LM_RECORDS | {"provider", "_engine_store", "_engine_lock"}
@@ -26,18 +26,19 @@ _PLAIN = (type(None), bool, int, float, str)
 _pickling = threading.RLock()
 
 
-def pickled(thing: Any, without_lm: Collection[int] = ()) -> bytes:
+def pickled(thing: Any, without_lm: Collection[int] = (), attributes_of: AttributesOf = lambda thing: {}) -> bytes:
     """An object by cloudpickle: without histories and callbacks of LMs, and with what a worker can't import by value.
 
     Args:
         thing: any object.
-        without_lm: ids of predictors whose LM is left out, because it is sent beside.
+        without_lm: by the ids of their dicts, predictors whose LM is left out, because it is sent beside.
+        attributes_of: what an object's attributes are taken to be.
 
     Raises:
         Exception: whatever a part of it raises that can't be pickled.
     """
     buffer = io.BytesIO()
-    dump(Pickler(buffer, without_lm), thing)
+    dump(Pickler(buffer, without_lm, attributes_of), thing)
     return buffer.getvalue()
 
 
@@ -56,12 +57,15 @@ class Pickler(cloudpickle.Pickler):
 
     Args:
         file: where to.
-        without_lm: ids of predictors whose LM is left out.
+        without_lm, attributes_of: as for pickled().
     """
 
-    def __init__(self, file: Any, without_lm: Collection[int] = ()) -> None:
+    def __init__(
+        self, file: Any, without_lm: Collection[int] = (), attributes_of: AttributesOf = lambda thing: {}
+    ) -> None:
         super().__init__(file)
         self._without_lm = without_lm
+        self._attributes_of = attributes_of
         self.registered: list[types.ModuleType] = []
         """Modules that go by value for the time of one pickle."""
 
@@ -71,15 +75,22 @@ class Pickler(cloudpickle.Pickler):
             self._send_by_value(thing if isinstance(thing, types.ModuleType) else sys.modules.get(thing.__module__))
         elif (reduced := parallel_reduced(thing)) is not None:
             return reduced
-        elif id(thing) in self._without_lm:
-            return _with_state(thing.__reduce_ex__(4), lm=None)
+        elif changes := self._changes(thing):
+            return _with_state(thing.__reduce_ex__(4), changes)
         elif is_lm(thing):
             arguments = lm_arguments(thing)
             if arguments is not None:
                 return functools.partial(loaded_dspy("LM")[0], **arguments), (thing.model,)
-            return _with_state(thing.__reduce_ex__(4), history=[], callbacks=[])
+            return _with_state(thing.__reduce_ex__(4), {"history": [], "callbacks": []})
         reduced = super().reducer_override(thing)
         return _without_bystanders(reduced) if isinstance(thing, type) else reduced
+
+    def _changes(self, thing: Any) -> Mapping[str, Any]:
+        """Attributes of a DSPy module that are to be others than it holds."""
+        if not isinstance(thing, loaded_dspy("Module")):
+            return {}
+        attributes = self._attributes_of(thing)
+        return {**attributes, "lm": None} if id(vars(thing)) in self._without_lm else attributes
 
     def _send_by_value(self, module: types.ModuleType | None) -> None:
         if module is None or module.__name__ in ("__main__", "__mp_main__"):
@@ -107,12 +118,11 @@ def _without_bystanders(reduced: Any) -> Any:
     return reduced
 
 
-def _with_state(reduced: Any, **changes: Any) -> Any:
+def _with_state(reduced: Any, changes: Mapping[str, Any]) -> Any:
     """An object's reduction with some attributes changed, where its state is a plain dict that has them."""
     if not isinstance(reduced, tuple) or len(reduced) < 3 or not isinstance(reduced[2], dict):
         return reduced
-    state = reduced[2] | {name: value for name, value in changes.items() if name in reduced[2]}
-    return (*reduced[:2], state, *reduced[3:])
+    return (*reduced[:2], changed(reduced[2], changes), *reduced[3:])
 
 
 def is_lm(thing: Any) -> bool:

@@ -36,8 +36,9 @@ from typing import Any, NamedTuple, NoReturn
 from dspool.errors import EncodeError, ProgramNotFound
 from dspool.options import PoolOptions
 from dspool.pool import defined
+from dspool.pool.attributes import Attributes
 from dspool.pool.forms import callable_name, module_label, output_fields, unreadable
-from dspool.pool.identity import digest, loaded_dspy
+from dspool.pool.identity import AttributesOf, digest, loaded_dspy
 from dspool.pool.lm_specs import lm_spec, stable_digest
 from dspool.pool.names import Candidate, Names, Registered
 from dspool.pool.pickling import is_lm, pickled
@@ -59,7 +60,7 @@ MAX_NAME_CHARS = 256
 
 _KEYS = frozenset({str, types.FunctionType, types.BuiltinFunctionType, types.MethodType})
 """Types whose equality is identity or text. Methods are made anew at each access, and are equal."""
-_ATTEMPTS = 3
+_ATTEMPTS = 10
 _FORMS = (
     "a dspy.Module, a dspy.Signature, a signature string, a definition, a registered name, "
     '"package.module:attribute", or a callable'
@@ -272,33 +273,34 @@ class ProgramStore:
     def _module(self, given: Any, module: Any) -> Program:
         """A DSPy module's program; `given` is what it is remembered by.
 
-        1. Its id is made. 2. Another thread changes it. 3. It is pickled: the change travels under the id of what it
-        was before, also to others that are equal to that. So nothing is kept unless it is unchanged at the end.
+        Another thread may change it meanwhile. What is sent is what its modules held at one moment, and it is kept only
+        if that is what is watched from now on.
         """
         for _ in range(_ATTEMPTS):
             modules = modules_in(module)
+            attributes = Attributes(modules)
             pinned = [part.lm for part in modules if is_lm(getattr(part, "lm", None))]
             watch = Watch([*modules, *pinned])
-            program = self._looked_at(module, modules)
-            if watch.unchanged():
+            program = self._looked_at(module, modules, attributes)
+            if attributes.are_still() and watch.unchanged() and _same(modules_in(module), modules):
                 program = self._kept(program)
                 self._remember(given, watch, program)
                 return program
         label = module_label(module, modules_in(module))
         raise EncodeError(f"pool {self._pool!r}: the program {label} kept changing while it was pickled")
 
-    def _looked_at(self, module: Any, modules: list[Any]) -> Program:
+    def _looked_at(self, module: Any, modules: list[Any], attributes: Attributes) -> Program:
         label = module_label(module, modules)
         try:
-            predictors = [(name, part) for name, part in module.named_predictors() if is_lm(part.lm)]
-            lms = {name: lm_spec(part.lm) for name, part in predictors}
+            predictors = [(name, part) for name, part in module.named_predictors() if is_lm(attributes.lm(part))]
+            lms = {name: lm_spec(attributes.lm(part)) for name, part in predictors}
             for lm in lms.values():
                 self._on_lm(lm)
         except Exception as error:
             let_through(error)
             raise EncodeError(f"pool {self._pool!r}: the program {label} can't be sent: {error!s:.500}") from error
         try:
-            key = digest(module, stable_digest)
+            key = digest(module, stable_digest, attributes.of)
         except Exception as error:  # some part can't be told from its like: the id is shared with nobody
             let_through(error)
             key = f"unique#{next(self._numbers)}"
@@ -306,7 +308,7 @@ class ProgramStore:
         known = self._programs.get(program_id)
         if known is not None:
             return known
-        spec = self._pickle(module, label, lms, {id(part) for _, part in predictors})
+        spec = self._pickle(module, label, lms, {id(vars(part)) for _, part in predictors}, attributes.of)
         return Program(program_id, label, spec, True, output_fields(modules))
 
     def _callable(self, function: Any) -> Program:
@@ -319,9 +321,16 @@ class ProgramStore:
             self._remember(function, Watch(()), program, strongly=True)
         return program
 
-    def _pickle(self, thing: Any, label: str, lms: dict[str, Any], without_lm: Collection[int]) -> PickledProgram:
+    def _pickle(
+        self,
+        thing: Any,
+        label: str,
+        lms: dict[str, Any],
+        without_lm: Collection[int],
+        attributes_of: AttributesOf = lambda thing: {},
+    ) -> PickledProgram:
         try:
-            data = pickled(thing, without_lm)
+            data = pickled(thing, without_lm, attributes_of)
         except Exception as error:
             let_through(error)
             faults = unsendable(thing, "self" if isinstance(thing, loaded_dspy("Module")) else label, without_lm)
@@ -391,6 +400,11 @@ class ProgramStore:
             f"pool {self._pool!r} has no program {text!r:.80} (registered: {names}), and it is neither a signature "
             f'("question -> answer") nor an import path ("package.module:attribute")'
         )
+
+
+def _same(some: list[Any], others: list[Any]) -> bool:
+    """Whether they are the very same objects."""
+    return list(map(id, some)) == list(map(id, others))
 
 
 def _prefix(name: str) -> str:

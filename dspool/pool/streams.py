@@ -57,8 +57,10 @@ def stream_args(fields: str | Iterable[str] | None, status: Any) -> StreamArgs:
             "status must be True, False, a StatusMessageProvider of DSPy's, or the import path of one, "
             f'"package.module:attribute"; it is {status!r:.100}'
         )
-    if status is None or not isinstance(status, bool | str):
-        status = status is not None and pickled_or_named(status, "status", PROVIDER_NOT_SENT, LET_IT_MAKE_THEM)
+    if status is None:
+        status = False
+    elif not isinstance(status, bool | str):
+        status = pickled_or_named(status, "status", PROVIDER_NOT_SENT, LET_IT_MAKE_THEM)
     return StreamArgs(fields, status)
 
 

@@ -3,12 +3,14 @@
 asyncio   a reader is registered once per slot and stays, so that a call costs no system call for it; idle, it also
           tells us that a worker has died.
 trio      wait_readable for each wait.
+beside    either, where a task awaits a call of a blocking pool, whose news come from another thread.
 anyio     the same through anyio: for the control plane of a blocking pool, which reads abandoned slots.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import inspect
@@ -409,6 +411,42 @@ class TrioWaits(AnyioWaits):
             return not scope.cancelled_caught
         finally:
             self.driver.sleep_no_more(lease_id)
+
+
+class TrioThreadWaits(TrioWaits):
+    """On a trio loop beside a blocking pool."""
+
+    async def report(self, worker_id: int, deadline: float) -> bool:
+        """Until the worker's exit report is there; as ThreadWaits has it."""
+        driver = self.driver
+        while worker_id not in driver.reports:
+            event = self.trio.Event()
+            driver.changed.append(functools.partial(self._tell, event))
+            if worker_id in driver.reports or driver.over.is_set():
+                break
+            with self.trio.move_on_after(_left(deadline)) as scope:
+                await event.wait()
+            if scope.cancelled_caught:
+                break
+        return worker_id in driver.reports
+
+    def _tell(self, event: Any) -> None:
+        with contextlib.suppress(self.trio.RunFinishedError):  # nobody waits there any more
+            self.token.run_sync_soon(event.set)
+
+
+def waits_beside(driver: Driver) -> AnyioWaits:
+    """How the task that asks waits for calls of a blocking pool."""
+    return TrioThreadWaits(driver) if on_trio() else ThreadWaits(driver)
+
+
+def on_trio() -> bool:
+    """Whether this task runs on trio. Where a loop of asyncio runs, it is that one's."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False
 
 
 async def _wait_ready(sock: Any) -> None:

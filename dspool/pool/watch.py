@@ -12,22 +12,23 @@ Knows nothing of pools and programs; looks dspy up in sys.modules, never imports
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dspool.pool.identity import ATOMS, loaded_dspy
 from dspool.signals import let_through
 
-_UNWATCHED = frozenset({"history", "callbacks", "_engine_store"})
+UNWATCHED = frozenset({"history", "callbacks", "_engine_store"})
 """Grow with every call, and are not shipped."""
-_DEPTH, _ITEMS = 3, 1000
+_DEPTH, _ITEMS, _DEMOS = 3, 1000, 100
 
 
 class Watch:
     """Tells cheaply whether objects still hold what they held when it was made; built once, asked before every call.
 
     It sees attributes set or deleted; what was put into or taken out of their lists, dicts, tuples and sets, a few
-    levels deep and up to 1000 items (in DSPy's own modules one level: demos, config); and a signature's instructions.
+    levels deep and up to 1000 items (in DSPy's own modules one level: config); a signature's instructions; and what
+    up to 100 demos of a predictor hold, their own lists and dicts included.
     It does not see a change inside any other object, nor a value that took the place of an equal one.
 
     Args:
@@ -44,6 +45,7 @@ class Watch:
             namespace = vars(thing)
             if isinstance(signature := namespace.get("signature"), type):
                 self._texts.append((signature, signature.__doc__))
+            self._held += [(demo, _picture(demo, 0)) for demo in _demos_in(namespace)]
             if _leads_nowhere(thing):
                 self._held.append((namespace, {name: _copy(name, value) for name, value in namespace.items()}))
             else:
@@ -96,6 +98,15 @@ def _leads_nowhere(thing: Any) -> bool:
     return all(_is_plain(value) or _is_empty(value) or _leads_nowhere(value) for value in vars(thing).values())
 
 
+def _demos_in(namespace: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a predictor's demos hold. Optimizers and their users write into a demo that stays in its place."""
+    demos = namespace.get("demos")
+    for demo in demos[:_DEMOS] if type(demos) is list else ():
+        store = vars(demo).get("_store") if isinstance(demo, loaded_dspy("Example")) else demo
+        if type(store) is dict:
+            yield store
+
+
 def _is_plain(value: Any) -> bool:
     return type(value) in ATOMS or type(value) in (str, bytes) or isinstance(value, type)
 
@@ -106,7 +117,7 @@ def _is_empty(value: Any) -> bool:
 
 def _copy(name: str, value: Any) -> Any:
     """A list or dict with the same items, so that the original's changes show; any other value itself."""
-    return value.copy() if type(value) in (list, dict) and name not in _UNWATCHED and len(value) <= _ITEMS else value
+    return value.copy() if type(value) in (list, dict) and name not in UNWATCHED and len(value) <= _ITEMS else value
 
 
 def _picture(value: Any, depth: int) -> Any:
@@ -118,7 +129,7 @@ def _picture(value: Any, depth: int) -> Any:
         return value
     if kind is dict:
         return {
-            name: item if depth == 0 and name in _UNWATCHED else _picture(item, depth + 1)
+            name: item if depth == 0 and name in UNWATCHED else _picture(item, depth + 1)
             for name, item in value.items()
         }
     if kind is list or kind is tuple:

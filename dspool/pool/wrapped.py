@@ -17,7 +17,6 @@ dspy is looked up in sys.modules, imported by wrap() alone.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import inspect
 import operator
@@ -28,18 +27,16 @@ from types import MemberDescriptorType, MethodType
 from typing import Any
 
 import anyio.from_thread
-import anyio.to_thread
 import msgspec
 
 from dspool.errors import OptionsError, PoolError, ProgramError
 from dspool.pool.context import bring_back, caller_of, finished, split_arguments
-from dspool.pool.data_path import Driven
 from dspool.pool.driver import Driver
-from dspool.pool.front import RUN_ARGUMENTS, PoolFront, Prepared, unknown_argument
+from dspool.pool.front import PoolFront, Prepared, run_options
 from dspool.pool.kindred_errors import as_kindred
 from dspool.pool.relay import Listening, beside_stream, listening, relayed
 from dspool.pool.steps import Steps
-from dspool.pool.waits import ThreadWaits, drive_async
+from dspool.pool.waits import drive_async, waits_beside
 from dspool.protocol.messages import Response
 
 _classes: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
@@ -54,7 +51,7 @@ class Way(msgspec.Struct, frozen=True):
 
 
 class _Link(msgspec.Struct):
-    """What makes a wrapper of a copy of the program's face."""
+    """What a wrapper has beside the program's own attributes."""
 
     pool: PoolFront
     plain: Any
@@ -71,15 +68,14 @@ def wrap(pool: PoolFront, program: Any, as_run: Mapping[str, Any], way: Way) -> 
     """
     import dspy
 
-    if unknown := [name for name in as_run if name not in RUN_ARGUMENTS]:
-        raise unknown_argument("wrap", unknown, RUN_ARGUMENTS)
+    options = run_options("wrap", as_run)
     if isinstance(program, Pooled):
         program = program._dspool.plain
     elif isinstance(program, str) or (isinstance(program, type) and issubclass(program, dspy.Signature)):
         program = dspy.Predict(program)
     if not isinstance(program, dspy.Module):
         raise OptionsError(f"pool {pool.name!r}: wrap() takes a dspy.Module, or a signature; {_what_it_is(program)}")
-    return _wrapper(_Link(pool, program, dict(as_run), way))
+    return _wrapper(_Link(pool, program, options, way))
 
 
 def _what_it_is(program: Any) -> str:
@@ -136,13 +132,9 @@ def _outlived(self: Any) -> None:
     """In place of the program's own __del__, which would end what the program still uses."""
 
 
-async def drive_beside(blocking: Callable[..., Driven], driver: Driver, steps: Steps[Driven]) -> Driven:
-    """Drive a blocking pool's call from a task: in its own loop on asyncio, on a thread elsewhere."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return await anyio.to_thread.run_sync(blocking, driver, steps)
-    return await drive_async(steps, ThreadWaits(driver))
+async def drive_beside(driver: Driver, steps: Steps[Any]) -> Any:
+    """Drive a blocking pool's call from a task, in its own event loop."""
+    return await drive_async(steps, waits_beside(driver))
 
 
 class Pooled:

@@ -75,15 +75,17 @@ class Supervisor:
         self._oom = OomCounter()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._deadline: float | None = None
-        self._closing = anyio.Event()
-        self._empty = anyio.Event()
-        self._over = anyio.Event()
+        self._closing: anyio.Event
+        self._empty: anyio.Event
+        self._over: anyio.Event
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve until aclose().
 
         Cancellation: every worker is killed; raises once the last one is reaped and reported.
         """
+        # Made here, they are of this loop: a task of trio may open a blocking pool, which serves on asyncio.
+        self._closing, self._empty, self._over = anyio.Event(), anyio.Event(), anyio.Event()
         try:
             async with anyio.create_task_group() as tasks:
                 await start(tasks, self._launcher.serve, self._listener)

@@ -86,7 +86,7 @@ class Worker:
             self._exit_broken("control pipe", error)
         pipes = [Pipe.over_socket(sock) for sock in self._sockets]
         slots = [Slot(calls, pipe.send_event) for pipe in pipes]
-        cancel = calls.cancelled.cancel
+        cancel = calls.cancellable.cancel
         control = Control(config.worker_id, slots, lambda: len(calls.programs), self._stop_reading, cancel)
         for pipe in (self._control_pipe, *pipes):
             pipe.max_frame_bytes = config.max_frame_bytes

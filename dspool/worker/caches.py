@@ -12,6 +12,7 @@ Imported by the runtime alone.
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         enable_disk_cache: bool
 
         def __init__(self, disk: bool, memory: bool, folder: str | None, limit: int, **settings: Any) -> None: ...
+        def get(self, request: dict[str, Any], ignored_args_for_cache_key: list[str] | None = None) -> Any: ...
 
 else:
     from dspy.clients.cache import Cache
@@ -62,15 +64,29 @@ class PoolCache(Cache):
                 self.disk_cache = self._open()
             return vars(self)["disk_cache"]
 
+    def get(self, request: dict[str, Any], ignored_args_for_cache_key: list[str] | None = None) -> Any:
+        """As DSPy's. Files that were damaged or cut off since they were opened are as an empty cache."""
+        try:
+            return super().get(request, ignored_args_for_cache_key)
+        except (sqlite3.Error, OSError) as error:
+            if not self.enable_disk_cache:
+                raise
+            self._do_without(error)
+            return super().get(request, ignored_args_for_cache_key)
+
     def _open(self) -> Any:
         folder = str(self.disk_cache_dir)
         try:
             make_private(Path(folder))
             return Cache(True, False, folder, DISK_CACHE_LIMIT, restrict_pickle=True).disk_cache
         except Exception as error:
-            self.enable_disk_cache = False
-            _log.warning("the cache %s can't be used (%s): LMs' answers are kept in memory alone", folder, error)
+            self._do_without(error)
             return {}
+
+    def _do_without(self, error: Exception) -> None:
+        self.enable_disk_cache = False
+        folder = self.disk_cache_dir
+        _log.warning("the cache %s can't be used (%s): LMs' answers are kept in memory alone", folder, error)
 
 
 def set_cache(spec: CacheSpec) -> None:

@@ -270,9 +270,8 @@ async def test_the_deadline_ends_a_stream_whose_caller_stays_away(world: World) 
         assert await pool.run("echo", value=1) == 1
 
 
+@pytest.mark.only("asyncio", "trio")
 async def test_a_cancelled_task_cancels_its_stream(world: World) -> None:
-    if world.front == "pool":
-        return
     async with world.pool() as pool:
         (pid,) = await pool.stream(worker_pid, {}).all()
         stream = pool.stream(wait_forever, {"first": "x"})

@@ -203,3 +203,11 @@ class Peculiar(Registered, kind="peculiar"):
     def forward(self, question: str) -> Any:
         """Answers with its prefix."""
         return dspy.Prediction(answer=self.prefix + question, open=bool(self.open))
+
+
+class Dies(dspy.Module):
+    """Ends its process."""
+
+    def forward(self) -> None:
+        """End it."""
+        os._exit(3)

@@ -24,10 +24,8 @@ Requests = Callable[[], int]
 
 
 @pytest.fixture
-def stub() -> Iterator[StubLM]:
-    """The server that all the LMs lead to."""
-    import dspy  # noqa: F401 - so that templates have it, as where a user has made a program
-
+def stub(dspy: Any) -> Iterator[StubLM]:
+    """The server that all the LMs lead to. Templates have DSPy, as where a user has made a program."""
     with StubLM() as server:
         yield server
 
@@ -221,6 +219,22 @@ def test_where_dspys_own_folder_cant_be_used_answers_are_kept_in_memory(
     pool.close()  # what the worker wrote has been logged by then
     [told] = [str(line) for line in logged if "kept in memory alone" in str(line)]
     assert str(own) in told
+
+
+def test_files_that_are_damaged_while_they_are_open_cost_no_call(
+    make_pool: MakePool, lm: dict[str, Any], requests: Requests, tmp_path: Path, logged: list[Any]
+) -> None:
+    pool = make_pool(workers=1, lm=lm, cache=tmp_path / "answers")
+    pool.run(PROGRAM, ASK)
+    for file in (tmp_path / "answers").rglob("cache.db*"):
+        file.write_bytes(os.urandom(8192))
+    for _ in range(2):
+        assert pool.run(PROGRAM, {"question": "another"}).answer == "echo: another"
+    assert pool.run(PROGRAM, ASK).answer == "echo: q"
+    assert requests() == 2  # what is in memory is still known
+    pool.close()
+    [told] = [str(line) for line in logged if "kept in memory alone" in str(line)]
+    assert str(tmp_path / "answers") in told
 
 
 def test_a_folder_that_cant_be_used_is_refused_at_once(make_pool: MakePool, tmp_path: Path) -> None:

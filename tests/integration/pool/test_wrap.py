@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import os
 import queue
 import socket
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import cloudpickle
@@ -165,17 +166,17 @@ def test_a_cancelled_acall_closes_its_request_where_the_program_is_async(
             answers = await asyncio.gather(*calls[:2], calls[3])
         assert [each.answer for each in answers] == ["echo: q0", "echo: q1", "echo: q3"]
 
-    async def main(stub: StubLM) -> tuple[Any, Any]:
+    async def main(stub: StubLM) -> dspool.PoolStats:
         if kind == "pool":
             pool = make_pool(**options)
             await cancel_one(pool.wrap(program), stub)
-            return pool.stats(), None
+            return pool.stats()
         async with make_async_pool(**options) as own:
             await cancel_one(own.wrap(program), stub)
-            return await own.stats(), None
+            return await own.stats()
 
     with StubLM(latency=1.0) as stub:
-        stats, _ = asyncio.run(asyncio.wait_for(main(stub), 60))
+        stats = asyncio.run(asyncio.wait_for(main(stub), 60))
     assert (stats.calls_ok, stats.calls_cancelled, stats.started, stats.exits) == (3, 1, 1, {})
 
 
@@ -326,8 +327,6 @@ def test_load_state_sees_what_the_fingerprint_does_not(make_pool: MakePool, prog
 
 
 def test_copies_share_the_pool_and_nothing_else(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
-    import copy
-
     pool, program = make_pool(workers=1), programs.Measured()
     program.ask.predict.demos = [dspy.Example(question="sea", reasoning="r", answer="wet")]
     wrapped = pool.wrap(program)
@@ -509,7 +508,7 @@ def test_nothing_comes_back_that_was_not_asked_for(make_pool: MakePool, programs
 def test_histories_are_where_inspect_history_looks(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
     from dspy.clients.base_lm import GLOBAL_HISTORY
 
-    wrapped, outer = make_pool(workers=1).wrap(programs.Measured()), None
+    wrapped = make_pool(workers=1).wrap(programs.Measured())
     outer = programs.Outer(wrapped)
     before = len(GLOBAL_HISTORY)
     with dspy.context(lm=lm):
@@ -579,14 +578,9 @@ def test_a_predictor_made_on_the_way_has_a_stand_in(make_pool: MakePool, program
     assert found is last
 
 
-Setter = Callable[[Any], None]
-
-
 def test_a_forward_that_is_set_is_used_until_it_is_taken_back(
     make_pool: MakePool, programs: Any, lm: Any, dspy: Any
 ) -> None:
-    from types import MethodType
-
     program = programs.Measured()
     wrapped = make_pool(workers=1).wrap(program)
     own = object.__getattribute__(wrapped, "forward")

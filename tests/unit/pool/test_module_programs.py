@@ -221,6 +221,9 @@ def changes(dspy: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
     yield "the demos", lambda module: setattr(module.steps[0], "demos", [example])
     yield "a demo more", lambda module: module.steps[0].demos.append(example)
     yield "a demo in the chain", lambda module: module.steps[1].predict.demos.append(example)
+    yield "a demo's text", lambda module: module.steps[1].predict.demos[0].__setitem__("answer", "c")
+    yield "a demo's list", lambda module: module.steps[1].predict.demos[0]["tags"].append("c")
+    yield "a plain demo's list", lambda module: module.steps[0].demos[0]["calls"][0]["args"].update(n=2)
     yield "the config", lambda module: module.steps[0].config.update(temperature=0.5)
     yield "the config's object", lambda module: module.steps[0].update_config(temperature=0.6)
     yield "the signature", lambda module: setattr(module.steps[0], "signature", dspy.Signature("question -> reply"))
@@ -234,6 +237,8 @@ def test_every_usual_change_is_seen(store: ProgramStore, dspy: Any) -> None:
     for name, change in changes(dspy):
         module = module_class(dspy, words=["a"])()
         module.nested = {"a": [[1, 2]]}
+        module.steps[0].demos = [{"question": "a", "calls": [{"name": "f", "args": {"n": 1}}]}]
+        module.steps[1].predict.demos = [dspy.Example(question="a", answer="b", tags=["a"])]
         before = store.resolve(module)
         assert store.resolve(module) is before
         change(module)
@@ -349,3 +354,41 @@ def test_a_module_changed_while_it_is_pickled_is_not_kept_under_its_old_id(store
     assert all(loaded(program).k == module.k for program in store._programs.values())
     with pytest.raises(EncodeError, match="kept changing while it was pickled"):
         store.resolve(other)
+
+
+class Turns:
+    """Does something each time that it is looked at: once for an id, and once to be pickled."""
+
+    def __init__(self, *acts: Callable[[], object]) -> None:
+        self.acts = [*acts]
+
+    def __reduce__(self) -> Any:
+        (self.acts.pop(0) if self.acts else int)()
+        return (str, ("turns",))
+
+
+@needs_dspy
+@pytest.mark.parametrize("torn", [False, True])
+def test_what_changes_and_changes_back_is_never_sent_under_the_id_of_what_it_was(
+    store: ProgramStore, dspy: Any, *, torn: bool
+) -> None:
+    class Flips(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first: Any = None
+            self.ask = dspy.Predict("question -> answer")
+            self.last: Any = None
+
+    flips, states = Flips(), [([{"answer": key}], dspy.LM("openai/m", api_key=key)) for key in ("one", "other")]
+
+    def be(number: int) -> None:
+        flips.ask.demos, flips.ask.lm = states[number]
+
+    be(0)
+    there, back = functools.partial(be, 1), functools.partial(be, 0)
+    flips.first, flips.last = (Turns(there), Turns(back)) if torn else (Turns(int, there), Turns(int, back))
+    for number, key in enumerate(("one", "other")):
+        be(number)
+        program = store.resolve(flips)
+        assert loaded(program).ask.demos == [{"answer": key}]
+        assert pickled(program).lms["ask"].kwargs["api_key"] == key

@@ -22,6 +22,8 @@ from dspool.pool.pickling import pickled
 from dspool.pool.unsendable import MOST_NAMED, unsendable
 from dspool.testing.fake import FakeLauncher
 
+pytestmark = pytest.mark.unit
+
 LOCK = threading.Lock()
 
 
@@ -251,6 +253,7 @@ def test_where_there_are_very_many_the_first_are_looked_at(monkeypatch: pytest.M
     assert looks < 1100
 
 
+@pytest.mark.slow
 def test_what_is_no_single_members_fault_is_told_as_it_is() -> None:
     deep: list[Any] = []
     for _ in range(100_000):
