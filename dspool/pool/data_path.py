@@ -235,6 +235,7 @@ def call(
                     if time.monotonic() >= deadline:  # sent now, it could only cost its worker
                         raise queue_timeout(driver, lease, refusals.granted_late)
                     written = True
+                    pipe.spender = program.label, checkout.session
                     try:
                         response = yield from exchange(driver, pipe, program, frame, lease_id, deadline)
                     except PipeEnded as end:
@@ -340,6 +341,7 @@ def run_in(
         if record.state is not LeaseState.GRANTED:
             raise lease_over(driver, record)
         written = True
+        pipe.spender = program.label, record.session
         try:
             response = yield from exchange(driver, pipe, program, frame, next(driver.ids), deadline)
         except (PipeEnded, ProtocolError, DeadlinePassed) as end:
@@ -357,7 +359,10 @@ def run_in(
 
 
 def settle(driver: Driver, worker_id: int, slot: int, lease_id: int) -> Steps[None]:
-    """Control plane: read a slot that was left until its call's answer came, drop all of it, and give the slot back."""
+    """Control plane: read a slot that was left until its call's answer came, and give the slot back.
+
+    All of it is dropped, but what the call has spent.
+    """
     pipes = driver.pipes.get(worker_id)
     if pipes is None:
         return
@@ -368,8 +373,11 @@ def settle(driver: Driver, worker_id: int, slot: int, lease_id: int) -> Steps[No
         while pipe.unsent and not pipe.send_more():
             yield (WRITE, pipe, c.INFINITY)
         while pipe.asked is not None:
-            if pipe.message() is None:
+            message = pipe.message()
+            if message is None:
                 yield (READ, pipe, c.INFINITY)
+            elif isinstance(message, Response) and message.spent:
+                driver.usage.add(*pipe.spender, message.spent)
     except PipeEnded:
         return  # its exit is on its way
     except ProtocolError as error:

@@ -72,6 +72,8 @@ class PoolFront:
         overrides: options by keyword.
     """
 
+    _how_to_open = "use `with`, or call open()"
+
     def __init__(
         self, options: PoolOptions | None = None, *, launcher: Launcher | None = None, **overrides: Any
     ) -> None:
@@ -104,7 +106,7 @@ class PoolFront:
     def _opened(self) -> ControlPlane:
         control = self._control
         if control is None:
-            raise PoolClosed(f"pool {self.name!r} is not open; use `with`, or call open()")
+            raise PoolClosed(f"pool {self.name!r} is not open; {self._how_to_open}")
         if not control.driver.usable:
             control.driver.check_usable()
         return control
@@ -384,7 +386,7 @@ class PoolFront:
     def _seen(self) -> Driver:
         """The driver, also of a pool that is closed: its figures stay readable."""
         if self._control is None:
-            raise PoolClosed(f"pool {self.name!r} was never opened; use `with`, or call open()")
+            raise PoolClosed(f"pool {self.name!r} was never opened; {self._how_to_open}")
         self._control.driver.check_process()
         return self._control.driver
 

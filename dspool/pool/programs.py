@@ -296,6 +296,11 @@ class ProgramStore:
             lms = {name: lm_spec(attributes.lm(part)) for name, part in predictors}
             for lm in lms.values():
                 self._on_lm(lm)
+        except RecursionError:
+            self._refuse(
+                f"the program {label} can't be sent: DSPy's named_predictors() goes through its modules without end, "
+                "since one of them holds another that it is a part of. Let only one of the two hold the other"
+            )
         except Exception as error:
             let_through(error)
             raise EncodeError(f"pool {self._pool!r}: the program {label} can't be sent: {error!s:.500}") from error

@@ -42,7 +42,18 @@ class SlotPipe:
         max_frame_bytes: the cap.
     """
 
-    __slots__ = ("_decoder", "_holders", "_orphaned", "_unsent", "asked", "pieces", "poller", "reader", "sock")
+    __slots__ = (
+        "_decoder",
+        "_holders",
+        "_orphaned",
+        "_unsent",
+        "asked",
+        "pieces",
+        "poller",
+        "reader",
+        "sock",
+        "spender",
+    )
 
     def __init__(self, sock: socket.socket, max_frame_bytes: int) -> None:
         self.sock = sock
@@ -50,6 +61,8 @@ class SlotPipe:
         """Id of the request whose answer was not read yet."""
         self.pieces = 0
         """Pieces of it that were read: it runs, whatever becomes of the pipe."""
+        self.spender: tuple[str, str | None] = ("", None)
+        """For which program, and in which session, it spends what it does."""
         self.poller = select.poll()
         self.poller.register(sock, select.POLLIN)
         self.reader: Any = None

@@ -34,7 +34,7 @@ WHAT_TO_DO = (
     'by its import path, "package.module:attribute": each worker then makes its own'
 )
 """With members of a program."""
-A_POOL_STAYS = "a pool stays in its own process: a program calls another one directly, or as pool.wrap() gives it"
+A_POOL_STAYS = "a pool stays in its own process: a program calls another directly, or is given what pool.wrap() makes"
 """Why it can't be pickled. A wrapper can: in a worker it is the plain program."""
 _MOST_FOUND = 1000
 _MOST_VISITED = 100_000

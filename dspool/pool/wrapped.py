@@ -21,6 +21,7 @@ import copy
 import inspect
 import operator
 import weakref
+from abc import ABCMeta
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from types import MemberDescriptorType, MethodType
@@ -41,6 +42,8 @@ from dspool.protocol.messages import Response
 
 _classes: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
 """A program's class -> that of its wrappers."""
+_HEAP_TYPE = 1 << 9
+"""The flag of classes that Python code has defined."""
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -64,7 +67,8 @@ def wrap(pool: PoolFront, program: Any, as_run: Mapping[str, Any], way: Way) -> 
     """A dspy.Module that runs a program on a pool.
 
     Raises:
-        OptionsError: the program is no DSPy program, or a default is no argument of run().
+        OptionsError: the program is no DSPy program, or one that is also a dict, say; or a default is no argument of
+            run().
     """
     import dspy
 
@@ -74,15 +78,35 @@ def wrap(pool: PoolFront, program: Any, as_run: Mapping[str, Any], way: Way) -> 
     elif isinstance(program, str) or (isinstance(program, type) and issubclass(program, dspy.Signature)):
         program = dspy.Predict(program)
     if not isinstance(program, dspy.Module):
-        raise OptionsError(
-            f"pool {pool.name!r}: wrap() takes a dspy.Module, or a signature; this is "
-            f"{f'the class {program.__qualname__}' if isinstance(program, type) else f'a {type(program).__qualname__}'}"
-        )
+        raise OptionsError(f"pool {pool.name!r}: wrap() takes a dspy.Module, or a signature; {_what_it_is(program)}")
     return _wrapper(_Link(pool, program, options, way))
 
 
+def _what_it_is(program: Any) -> str:
+    """Of what can't be wrapped: its kind, and what to do."""
+    import dspy
+
+    if isinstance(program, type):
+        name = program.__qualname__
+        return f"this is the class {name}" + (f": pass an instance, {name}(...)" * issubclass(program, dspy.Module))
+    kind = f"this is a {type(program).__qualname__}"
+    if isinstance(program, dspy.Evaluate | dspy.Parallel | dspy.teleprompt.Teleprompter):
+        return f"{kind}, which stays in your process: wrap the program that you give it"
+    return f"{kind}: run(), map() and stream() take functions as they are" if callable(program) else kind
+
+
 def _wrapper(link: _Link) -> Any:
-    wrapper = object.__new__(_class_for(type(link.plain)))
+    kind = type(link.plain)
+    of_wrappers = _class_for(kind)
+    try:
+        wrapper = object.__new__(of_wrappers)
+    except TypeError:  # built in, or written in C: it keeps more than attributes
+        builtin = next(base for base in kind.__mro__[:-1] if not base.__flags__ & _HEAP_TYPE).__qualname__
+        raise OptionsError(
+            f"pool {link.pool.name!r}: wrap() can't wrap {kind.__qualname__}: it is a {builtin} too, and what that "
+            f"holds is no attribute, which a wrapper would share with it. Keep the {builtin} in an attribute; or give "
+            "the program to run(), map() or stream(), which take it as it is"
+        ) from None
     object.__setattr__(wrapper, "_dspool", link)  # whatever the program's own __setattr__ makes of it
     object.__setattr__(wrapper, "__dict__", link.plain.__dict__)
     return wrapper
@@ -100,7 +124,9 @@ def _class_for(base: Any) -> Any:
         namespace |= {name: _shared(slot) for name, slot in _slots(base)}
         if hasattr(base, "__del__"):
             namespace["__del__"] = _outlived
-        made = _classes[base] = type(base)(base.__name__, (Pooled, base), namespace)
+        # Not by the metaclass's own steps: as __init_subclass__, they are for classes that somebody defines.
+        maker = ABCMeta if issubclass(type(base), ABCMeta) else type
+        made = _classes[base] = maker.__new__(type(base), base.__name__, (Pooled, base), namespace)
     return made
 
 

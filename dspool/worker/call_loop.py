@@ -83,14 +83,16 @@ def run(loop: asyncio.AbstractEventLoop, work: Work[T], cancellation: Cancellati
                 cancellation.request()
         if waited:
             outlet.make_room()
-    if failure is not None:
-        raise failure
     try:
         value: T = item.result()
-    except asyncio.CancelledError:
-        if cancellation.requested:
-            raise CallCancelled from None
+    except BaseException as error:
+        if failure is not None:
+            raise failure from error
+        if isinstance(error, asyncio.CancelledError) and cancellation.requested:
+            raise CallCancelled from error
         raise
+    if failure is not None:
+        raise failure
     return value
 
 

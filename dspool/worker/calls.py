@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -134,8 +134,8 @@ class Calls:
                 kind, value, usage, spent = program.call(request.args["inputs"], request.args.get("lm"), deadline)
             else:
                 kind, value, usage, spent = self._run(request, program, deadline, emit)
-        except CallCancelled:
-            return refused(request.id, ErrorInfo("cancelled", "the call was cancelled"))
+        except CallCancelled as error:
+            return refused(request.id, ErrorInfo("cancelled", "the call was cancelled"), _spent_before(error))
         except CallRefused as error:
             return refused(request.id, ErrorInfo(error.code, str(error)), _spent_before(error))
         except BaseException as error:  # SystemExit too: a worker outlives what it runs
@@ -144,7 +144,9 @@ class Calls:
             result = {kind: self._to_plain(value, kind)}
             return answered(request.id, result, None if usage is None else self._to_plain(usage, "usage"), spent)
         except EncodeError as error:
-            return refused(request.id, ErrorInfo("encode_error", f"the result can't be sent: {error}"), spent)
+            streams = isinstance(value, Iterator | AsyncIterator)
+            hint = ", or call it with stream(), which hands its items out" if streams else ""
+            return refused(request.id, ErrorInfo("encode_error", f"the result can't be sent: {error}{hint}"), spent)
 
     def _run(
         self, request: Request, program: Program | CallerRun, deadline: float | None, emit: Callable[[Event], None]
@@ -180,10 +182,12 @@ class Calls:
 
 
 def _spent_before(error: BaseException) -> list[ModelUse] | None:
-    """What a call had spent when this left it. Said once: a program may raise the same exception again."""
-    with contextlib.suppress(Exception):  # whatever its class makes of attributes
-        spent: list[ModelUse] | None = error.__dict__.pop(SPENT, None)
-        return spent
+    """What a call had spent when this left it, or what led to this. Said once: it may be raised again."""
+    for each in (error, error.__cause__):
+        with contextlib.suppress(Exception):  # whatever its class makes of attributes
+            spent: list[ModelUse] | None = each.__dict__.pop(SPENT, None)
+            if spent is not None:
+                return spent
     return None
 
 

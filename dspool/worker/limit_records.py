@@ -24,7 +24,7 @@ from dspool.worker.pacing import State
 
 MAX_RECORDS = 4096
 DIGEST_BYTES = 16
-_RECORD = struct.Struct(f"={DIGEST_BYTES}s5d8x")
+_RECORD = struct.Struct(f"={DIGEST_BYTES}s3df2df")
 """64 bytes, so that none lies across two pages."""
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@
 
 Rules:
     1. A model is limited for each key and address by itself: so providers count, and one tenant's 429 stops no other.
-    2. Nothing is held while somebody waits. A turn is taken before; one that nobody uses is lost.
+    2. Nothing is held while somebody waits. A turn is taken before; who gives up, closing pauses(), gives it back.
     3. Where there is neither limit nor pause, a request costs one look at the file.
 
 Imports no dspy. Keys leave it as a digest alone.
@@ -28,7 +28,7 @@ from dspool.protocol.lm_keys import variables_of
 from dspool.protocol.messages import LimitsSpec
 from dspool.worker.deadlines import SHORTEST_S
 from dspool.worker.limit_records import DIGEST_BYTES, Busy, LimitRecords
-from dspool.worker.pacing import UNLIMITED, Limit, State, Turn, ahead, held, limit_of, turn, used
+from dspool.worker.pacing import UNLIMITED, Limit, State, Turn, ahead, given_back, held, limit_of, turn, used
 
 ANY = "*"
 BUSY_S = 0.001
@@ -106,7 +106,7 @@ class Gate:
         """Whether the request had to wait, or was refused."""
 
     def pauses(self, deadline: float) -> Iterator[float]:
-        """Seconds to wait, again and again; at the end the request may be sent.
+        """Seconds to wait, again and again; at the end the request may be sent. Closed before, it gives its turn back.
 
         Args:
             deadline: the call's, absolute; infinity for none.
@@ -128,11 +128,20 @@ class Gate:
                 continue
             if taken.at > now:
                 self.held_back = True
-                yield taken.at - now
+                try:
+                    yield taken.at - now
+                except GeneratorExit:  # whoever waited has given up
+                    self._give_back(taken)
+                    raise
                 if self._file.peek(self._digest).not_before > max(taken.at, time.monotonic()):
+                    self._give_back(taken)
                     continue  # the provider has asked for a pause meanwhile, behind which there is another turn
             self._expected = taken.tokens
             return
+
+    def _give_back(self, unused: Turn) -> None:
+        now = time.monotonic()
+        _note(self._file, self._digest, lambda state: given_back(state, self._limit, now, unused))
 
     def used(self, tokens: int) -> None:
         """The request was answered, and has used so many tokens; 0: it failed."""

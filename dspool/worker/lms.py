@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import dspy
@@ -79,8 +79,9 @@ class DeadlineLM(_LM):
         while True:
             gate = self._gate(call)
             if gate is not None and not _is_cached(self, call, False):
-                for pause in self._pauses(gate, deadline):
-                    wait(pause)
+                with contextlib.closing(self._pauses(gate, deadline)) as pauses:
+                    for pause in pauses:
+                        wait(pause)
             try:
                 with pieces.noted():
                     result = execute(self._within(call, deadline), call)
@@ -100,8 +101,9 @@ class DeadlineLM(_LM):
         while True:
             gate = self._gate(call)
             if gate is not None and not await asyncio.to_thread(_is_cached, self, call, True):
-                for pause in self._pauses(gate, deadline):
-                    await asyncio.sleep(pause)
+                with contextlib.closing(self._pauses(gate, deadline)) as pauses:
+                    for pause in pauses:
+                        await asyncio.sleep(pause)
             try:
                 with pieces.noted():
                     result = await aexecute(self._within(call, deadline), call)
@@ -124,7 +126,7 @@ class DeadlineLM(_LM):
         limits: Limits | None = dspy.settings.get(LIMITS)
         return None if limits is None else limits.gate(self.model, {**self.kwargs, **call.legacy}, call.n)
 
-    def _pauses(self, gate: Gate, deadline: float) -> Iterator[float]:
+    def _pauses(self, gate: Gate, deadline: float) -> Generator[float, None, None]:
         """The pauses until the request may be sent; what it waited is remembered, also where that was in vain."""
         began = time.monotonic()
         try:

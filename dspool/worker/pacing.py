@@ -2,8 +2,9 @@
 
 A limit is kept as by the generic cell rate algorithm (ITU-T I.371): what was let through is paid off at the limit's
 pace, and a request's turn comes when no more than a burst is still owed. So a turn is a time of its own for each
-request: those who wait need no queue, and don't all wake at once. Whoever takes a turn and gives up, or is killed,
-leaves it unused.
+request: those who wait need no queue, and don't all wake at once. Who gives up gives a turn back: at the end of the
+line it makes that shorter, elsewhere it leaves a gap, of which the longest is remembered and filled first. Who is
+killed leaves a turn unused.
 
 Tokens are owed from the moment that a request is let through, too, but nobody knows how many: the average of those
 that were answered before is owed until its own answer says what it was.
@@ -51,6 +52,10 @@ class State(NamedTuple):
     """What a request uses, on average."""
     touched_at: float = 0.0
     """When this was written."""
+    free_from: float = 0.0
+    """Where in the line of requests turns were given back."""
+    free_s: float = 0.0
+    """How long a part of it they are."""
 
 
 class Turn(NamedTuple):
@@ -61,6 +66,10 @@ class Turn(NamedTuple):
     """hold, requests or tokens; empty: it may be sent now."""
     tokens: float = 0.0
     """What it is taken to use."""
+    paid_from: float = 0.0
+    """Its place in the line of requests."""
+    paid_s: float = 0.0
+    """How long a part of it it takes."""
 
 
 def limit_of(spec: LimitSpec | None) -> Limit:
@@ -81,19 +90,57 @@ def turn(state: State, limit: Limit, now: float, requests: int = 1) -> tuple[Tur
         requests: how many it is: each completion that is asked for may be sent as one.
     """
     times = {"": now, "hold": state.not_before}
-    if limit.s_per_request:
-        times["requests"] = state.requests_paid_at - limit.slack_s
     if limit.s_per_token:
         times["tokens"] = state.tokens_paid_at - limit.burst_s
+    requests_s = min(requests * limit.s_per_request, max(limit.s_per_request, MAX_HOLD_S))
+    free_to = state.free_from + state.free_s
+    filling = state.free_s > 0 and max(state.free_from, *times.values()) + requests_s <= free_to + _nearly(limit)
+    paid_at = state.free_from if filling else state.requests_paid_at
+    if limit.s_per_request:
+        times["requests"] = paid_at - limit.slack_s
     reason, at = max(times.items(), key=lambda entry: entry[1])
     tokens = _bounded(requests * state.tokens_each, limit)
-    requests_s = min(requests * limit.s_per_request, max(limit.s_per_request, MAX_HOLD_S))
+    paid_from = max(paid_at, at)
+    paid_to = paid_from + requests_s
     taken = state._replace(
-        requests_paid_at=max(state.requests_paid_at, at) + requests_s,
         tokens_paid_at=max(state.tokens_paid_at, at) + tokens * limit.s_per_token,
         touched_at=now,
+        **({"free_from": paid_to, "free_s": max(0.0, free_to - paid_to)} if filling else {"requests_paid_at": paid_to}),
     )
-    return Turn(at, reason, tokens), taken
+    return Turn(at, reason, tokens, paid_from, requests_s), taken
+
+
+def given_back(state: State, limit: Limit, now: float, unused: Turn) -> State:
+    """The state once a turn is given back that was waited for, and not used.
+
+    Args:
+        state: what is known.
+        limit: the model's.
+        now: the time.
+        unused: the turn.
+    """
+    state = state._replace(tokens_paid_at=state.tokens_paid_at - unused.tokens * limit.s_per_token, touched_at=now)
+    free_from, free_to, last = unused.paid_from, unused.paid_from + unused.paid_s, state.requests_paid_at
+    if free_to <= now or not unused.paid_s:
+        return state
+    known_from, known_to = state.free_from, state.free_from + state.free_s
+    if known_to > now and state.free_s:
+        if abs(known_to - free_from) < _nearly(limit):
+            free_from = known_from
+        elif abs(free_to - known_from) < _nearly(limit):
+            free_to = known_to
+        elif abs(free_to - last) < _nearly(limit):
+            last, free_from, free_to = free_from, known_from, known_to
+        elif free_to - free_from < known_to - known_from:
+            free_from, free_to = known_from, known_to
+    if abs(free_to - last) < _nearly(limit):  # the end of the line
+        last, free_to = free_from, free_from
+    return state._replace(requests_paid_at=last, free_from=free_from, free_s=free_to - free_from)
+
+
+def _nearly(limit: Limit) -> float:
+    """What is too short to count."""
+    return limit.s_per_request / 100
 
 
 def used(state: State, limit: Limit, now: float, expected: float, tokens: int, requests: int = 1) -> State:
@@ -132,6 +179,7 @@ def held(state: State, limit: Limit, now: float, pause_s: float) -> State:
         requests_paid_at=max(state.requests_paid_at, until + limit.slack_s),
         tokens_paid_at=max(state.tokens_paid_at, until + limit.burst_s),
         touched_at=now,
+        free_s=0.0,
     )
 
 

@@ -148,3 +148,33 @@ async def test_what_dspy_forgets_is_counted_and_what_its_cache_gave_is_not(world
             usage = await use_of(pool)
             assert usage.by_model[FREE].requests == usage.by_model[FREE].calls == 1
             assert stub.stats().requests == 6
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_a_stream_that_is_left_counts_with_what_it_had_used(world: World, asynchronous: bool) -> None:
+    import dspy
+
+    class Twice(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = dspy.Predict(QA), dspy.Predict("answer -> final")
+
+        def forward(self, question: str) -> Any:
+            return self.second(answer=self.first(question=question).answer)
+
+    class TwiceAwaited(Twice):
+        async def aforward(self, question: str) -> Any:
+            return await self.second.acall(answer=(await self.first.acall(question=question)).answer)
+
+    with StubLM(piece_interval_s=0.01, answers={"answer": "short", "final": "word " * 1000}) as stub:
+        async with world.pool(lm=stub.settings(cache=False), cancel_grace_s=60) as pool:
+            program = TwiceAwaited() if asynchronous else Twice()
+            stream = pool.stream(program, ASK, fields=["final"], session="ann")
+            await anext(stream)
+            await stream.close()
+            await pool.until(lambda stats: stats.idle == 1)
+            usage = await use_of(pool)
+            assert (usage.total.calls, usage.total.requests) == (1, 1)  # the second was not answered
+            assert usage.total.total_tokens > 0
+            assert usage.by_session == {"ann": usage.total}
+            assert list(usage.by_program) == [type(program).__name__]

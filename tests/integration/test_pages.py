@@ -1,7 +1,7 @@
 """The how-to pages whose code is no example's: their blocks run, in order, as their reader would paste them.
 
-What a page takes for granted is here: the reader's modules, keys and folders, and what he does with what the page
-defines. His providers are a stub on loopback: whatever address a process connects to, the stub is there.
+What a page takes for granted is here: the reader's modules, keys and folders, and what is done then with what the page
+defines. The providers are a stub on loopback: whatever address a process connects to, the stub is there.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import os
 from typing import Any
 
@@ -203,6 +204,52 @@ class Peculiar(Registered, kind="peculiar"):
     def forward(self, question: str) -> Any:
         """Answers with its prefix."""
         return dspy.Prediction(answer=self.prefix + question, open=bool(self.open))
+
+
+TABLES: list[str] = []
+
+
+class Table(type(dspy.Module)):  # type: ignore[misc,unused-ignore]
+    """Wants to be told of each class by whoever defines it."""
+
+    def __new__(cls, name: str, bases: Any, namespace: Any, *, table: str) -> Any:
+        TABLES.append(name)
+        return super().__new__(cls, name, bases, {**namespace, "table": table})
+
+    def __init__(cls, name: str, bases: Any, namespace: Any, *, table: str) -> None:
+        super().__init__(name, bases, namespace)
+
+
+class Tabled(dspy.Module, metaclass=Table, table="customers"):
+    """Of that kind."""
+
+    def forward(self) -> Any:
+        """Says its table."""
+        return dspy.Prediction(answer=type(self).table)
+
+
+class AbstractMeta(type(dspy.Module), abc.ABCMeta):  # type: ignore[misc,unused-ignore]
+    """For abstract programs."""
+
+
+class Abstract(dspy.Module, metaclass=AbstractMeta):
+    """One."""
+
+    @abc.abstractmethod
+    def make(self) -> str:
+        """To be given."""
+
+    def forward(self) -> Any:
+        """Make it."""
+        return dspy.Prediction(answer=self.make())
+
+
+class Concrete(Abstract):
+    """One that can be run."""
+
+    def make(self) -> str:
+        """Given."""
+        return "made"
 
 
 class Dies(dspy.Module):

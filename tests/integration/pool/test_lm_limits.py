@@ -343,6 +343,10 @@ def test_a_call_that_is_cancelled_while_it_waits_costs_no_worker(
                     tasks.cancel_scope.cancel()
                 assert await pool.run(os.getpid, {}) == pid
                 assert (await pool.stats()).exits == {}
+                with pytest.raises(dspool.ProgramError, match="the next turn is in") as late:
+                    await pool.run(QA, ask(2), timeout_s=1)
+                assert late.value.retry_after_s is not None
+                assert late.value.retry_after_s <= 60  # the turn behind which it would come was given back
         assert stub.stats().requests == 1
 
     anyio.run(main)

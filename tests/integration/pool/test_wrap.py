@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import copy
 import inspect
 import os
@@ -382,11 +383,50 @@ def test_a_class_may_be_peculiar(make_pool: MakePool, programs: Any, dspy: Any) 
     assert program.open == [True]
 
 
+def test_a_metaclass_is_not_told_of_wrappers(make_pool: MakePool, programs: Any, dspy: Any) -> None:
+    pool = make_pool(workers=1)
+    tabled, abstract = pool.wrap(programs.Tabled()), pool.wrap(programs.Concrete())
+    assert tabled().answer == "customers"
+    assert programs.TABLES == ["Tabled"]
+    assert type(tabled).table == "customers"
+    assert abstract().answer == "made"
+    assert isinstance(abstract, programs.Abstract)
+    assert not isinstance(tabled, programs.Abstract)
+
+
+@pytest.mark.parametrize("kind", ["dict", "list", "ValueError"])
+def test_a_program_that_is_a_container_too_is_refused_with_what_to_do(
+    make_pool: MakePool, dspy: Any, kind: str
+) -> None:
+    class Both(dspy.Module, getattr(builtins, kind)):  # type: ignore[misc,unused-ignore]
+        def forward(self) -> str:
+            return f"a {kind} too"
+
+    pool = make_pool(workers=1)
+    with pytest.raises(dspool.OptionsError, match=rf"it is a {kind} too.*Keep the {kind} in an attribute.*run\(\)"):
+        pool.wrap(Both())
+    assert pool.run(Both(), {}) == f"a {kind} too"
+
+
+def test_a_program_that_is_a_part_of_itself_is_refused_with_what_to_do(make_pool: MakePool, dspy: Any) -> None:
+    parent = dspy.ReAct("question -> answer", tools=[])
+    parent.extract.parent = [parent]
+    with pytest.raises(dspool.EncodeError, match=r"holds another that it is a part of.*only one of the two"):
+        make_pool(workers=1).wrap(parent)(question="q")
+
+
 def test_what_is_no_program_is_refused(make_pool: MakePool, programs: Any, dspy: Any) -> None:
     pool = make_pool(workers=1, lazy=True)
     for wrong in (programs.Measured, len, {"a": 1}, None):
         with pytest.raises(dspool.OptionsError, match=r"wrap\(\) takes a dspy.Module, or a signature"):
             pool.wrap(wrong)
+    with pytest.raises(dspool.OptionsError, match=r"the class Measured: pass an instance, Measured\(...\)"):
+        pool.wrap(programs.Measured)
+    with pytest.raises(dspool.OptionsError, match=r"run\(\), map\(\) and stream\(\) take functions"):
+        pool.wrap(len)
+    for around in (dspy.Parallel(), dspy.BootstrapFewShot(metric=None), dspy.Evaluate(devset=[])):
+        with pytest.raises(dspool.OptionsError, match="stays in your process: wrap the program that you give it"):
+            pool.wrap(around)
     with pytest.raises(dspool.OptionsError, match="timeout_s"):
         pool.wrap(programs.Measured(), timeout=3)
 
@@ -429,6 +469,18 @@ def test_what_a_worker_has_put_among_the_settings_stays_there(make_pool: MakePoo
     told = make_pool(workers=1).wrap(programs.Told())  # as a pool that a program opens in its worker
     with dspy.context(**{DEADLINE: 0.0, CANCELLATION: threading.Lock(), LIMITS: threading.Lock()}, mine=[1]):
         assert told().mine == [1]
+
+
+def test_arguments_that_can_not_be_sent_are_named_as_they_were_given(
+    make_pool: MakePool, programs: Any, dspy: Any
+) -> None:
+    told, lock = make_pool(workers=1).wrap(programs.Told()), threading.Lock()
+    with pytest.raises(
+        dspool.EncodeError, match=r"inputs\['one'\]: a _thread.lock.*; inputs\['two'\]\[0\]: a _thread.lock"
+    ):
+        told(one=lock, two=[lock])
+    with pytest.raises(dspool.EncodeError, match=r"because of inputs\[1\]: a _thread.lock"):
+        told(1, lock, three=3)
 
 
 def test_any_argument_goes_along(make_pool: MakePool, programs: Any, dspy: Any) -> None:

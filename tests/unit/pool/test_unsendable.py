@@ -280,4 +280,4 @@ def test_a_pool_is_one_member_with_advice_of_its_own() -> None:
         for each in (pool, executor):
             assert named(Holder(inner=Holder(pool=each))) == ["self.inner.pool"]
             found = unsendable(Holder(pool=each), "self")
-            assert "a program calls another one directly, or as pool.wrap() gives it" in found
+            assert "a program calls another directly, or is given what pool.wrap() makes" in found

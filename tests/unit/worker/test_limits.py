@@ -79,7 +79,8 @@ def waited(gate: Gate, clock: Clock, deadline: float = NEVER) -> float:
 def test_requests_of_several_workers_have_turns_one_after_the_other(make: Callable[..., Limits], clock: Clock) -> None:
     one, two = (make(any=LimitSpec(requests_per_minute=60, burst_s=2)) for _ in range(2))
     gates = [gate_of(worker) for worker in (one, two, one, two, one)]
-    pauses = [next(gate.pauses(NEVER), 0.0) for gate in gates]
+    waiting = [gate.pauses(NEVER) for gate in gates]
+    pauses = [next(each, 0.0) for each in waiting]
     assert pauses == [0, 0, 1, 2, 3]
     assert [gate.held_back for gate in gates] == [False, False, True, True, True]
 
@@ -108,8 +109,9 @@ def test_what_is_named_is_limited_and_else_nothing(make: Callable[..., Limits], 
 
 
 def test_a_turn_after_the_deadline_is_refused_at_once_and_not_taken(limits: Limits, clock: Clock) -> None:
-    for _ in range(4):
-        next(gate_of(limits).pauses(NEVER), None)
+    waiting = [gate_of(limits).pauses(NEVER) for _ in range(4)]
+    for each in waiting:
+        next(each, None)
     gate = gate_of(limits)
     for _ in range(3):
         with pytest.raises(TurnTooLate):
