@@ -397,8 +397,10 @@ async def test_the_text_fields_of_a_dspy_program_come_and_then_its_prediction(wo
                 assert isinstance(prediction, dspy.Prediction)
                 assert (prediction.answer, type(prediction.score)) == (ANSWER, int)
                 assert prediction.get_lm_usage()["openai/stub"]["total_tokens"] > 0
-                *pieces, prediction = await pool.stream(program, ASK, fields=["answer", f"{name}.score"]).all()
+                twice = ["answer", f"{name}.answer", f"{name}.score"]
+                *pieces, prediction = await pool.stream(program, ASK, fields=twice).all()
                 assert set(fields_of(pieces)) == {f"{name}.answer", f"{name}.score"}
+                assert fields_of(pieces)[f"{name}.answer"] == ANSWER
             with pytest.raises(dspool.ProgramError, match=r"no output field 'anser'.*it has reasoning") as caught:
                 await pool.stream(Sync(), ASK, fields="anser").all()
             assert caught.value.code == "invalid_fields"

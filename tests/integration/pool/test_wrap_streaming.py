@@ -132,6 +132,29 @@ async def test_a_wrapper_inside_of_another_program_is_streamed(
         assert len(own) > 4
 
 
+async def test_a_wrapper_that_nobody_listens_to_asks_for_no_pieces(wrapping: Callable[[], Wrapped], dspy: Any) -> None:
+    class Both(dspy.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner = inner
+            self.again = dspy.Predict("draft -> final")
+
+        async def aforward(self, question: str) -> Any:
+            return await self.again.acall(draft=(await self.inner.acall(question=question)).answer)
+
+    asked: dict[str, bool] = {}
+
+    def see(request: Any) -> None:
+        asked.update(dict.fromkeys(request.inputs, request.stream))
+
+    with StubLM(faults=see) as stub:
+        async with wrapping() as wrap:
+            program = Both(wrap(dspy.Predict("question -> answer")))
+            listener = dspy.streaming.StreamListener("final")
+            await streamed(program, dspy, stub, stream_listeners=[listener], is_async_program=True)
+    assert asked == {"question": False, "draft": True}
+
+
 async def test_other_adapters_are_streamed(wrapping: Callable[[], Wrapped], dspy: Any, stub: StubLM) -> None:
     program = dspy.Predict("question -> answer, score: int")
     async with wrapping() as wrap:
