@@ -40,6 +40,8 @@ class Answers:
         """Those of them that are errors."""
         self._path = None if target == "-" else Path(target)
         self._file: BinaryIO | None = None
+        self._overwrites = False
+        """Whether the file still holds what is to be overwritten."""
 
     def open(self, *, resume: bool, overwrite: bool) -> None:
         """Open it, and with `resume` read what it holds and cut off a torn last line.
@@ -58,6 +60,7 @@ class Answers:
                 raise click.UsageError(f"{self.name} exists: --resume goes on with it, --overwrite begins it anew")
             self._file = self._path.open("a+b")
             self._lock(self._file)
+            self._overwrites = overwrite and bool(self._path.stat().st_size)
             if not overwrite:
                 self._read(self._file)
         except OSError as error:
@@ -90,10 +93,11 @@ class Answers:
             )
         return count
 
-    def empty(self) -> None:
-        """Throw away what the file holds."""
-        if self._path is not None and self._file is not None:
+    def begin(self) -> None:
+        """Throw away what is to be overwritten. Up to here the file is as it was. Idempotent."""
+        if self._overwrites and self._file is not None:
             self._file.truncate(0)
+            self._overwrites = False
 
     def forget_failed(self) -> None:
         """Take the errors out of the file, so that their rows are run again.
@@ -128,6 +132,8 @@ class Answers:
 
     def state(self) -> str:
         """What is there and how to go on, for people."""
+        if self._overwrites:
+            return f"{self.name} is as it was"
         again = "; the same command with --resume goes on" if self._path is not None else ""
         return f"{len(self.done)} rows are in {self.name}{again}"
 

@@ -14,7 +14,7 @@ from dspool.cli.programs import PROGRAM_HELP, check_program
 from dspool.cli.rows import Row, Rows
 from dspool.cli.run import printable, usage_of
 from dspool.cli.settings import Settings, pool_settings
-from dspool.errors import DspoolError
+from dspool.errors import DspoolError, OptionsError
 
 if TYPE_CHECKING:
     from dspool import Pool
@@ -76,18 +76,20 @@ def map_command(
     answers.open(resume=resume, overwrite=overwrite)
     try:
         total = answers.check(rows)
-        if overwrite:
-            answers.empty()
         if retry_failed:
             answers.forget_failed()
         run = _Run(program, rows, answers, total, stops=on_error == "stop", usage=usage)
         if run.left:
             with settings.make_pool(name="map") as pool:
+                answers.begin()
                 run.write_all(pool, concurrency=concurrency, progress=not quiet, idempotent=idempotent)
+        answers.begin()  # of no rows
         return run.sum_up(quiet=quiet)
     except KeyboardInterrupt:
         click.echo(f"dspool: interrupted: {answers.state()}", err=True)
         return ExitCode.INTERRUPTED
+    except OptionsError:
+        raise  # nothing was run, and the same command would say the same
     except DspoolError:
         click.echo(f"dspool: ended early: {answers.state()}", err=True)
         raise

@@ -14,5 +14,12 @@ def width() -> int:
 
 
 def wrapped(text: str, *, indent: str = "", first: str = "") -> str:
-    """A paragraph in lines; no word is broken."""
-    return textwrap.fill(text, width(), initial_indent=first, subsequent_indent=indent, break_long_words=False)
+    """A paragraph in lines; no word is broken, not at its hyphens either: paths are pasted."""
+    return textwrap.fill(
+        text,
+        width(),
+        initial_indent=first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -20,7 +20,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from dspool.errors import PoolError
+from dspool.errors import PoolBroken, PoolError
 from dspool.option_values import seconds
 from dspool.options import PoolOptions
 from dspool.pool import data_path as path
@@ -68,6 +68,8 @@ class AsyncPool(PoolFront):
     Raises:
         OptionsError: an option is unknown or out of range. Nothing was started.
     """
+
+    _how_to_open = "use `async with`, or await open()"
 
     def __init__(
         self, options: PoolOptions | None = None, *, launcher: Launcher | None = None, **overrides: Any
@@ -386,7 +388,11 @@ class AsyncPool(PoolFront):
 
     @property
     def _opened(self) -> ControlPlane:
-        control = super()._opened
+        try:
+            control = super()._opened
+        except PoolBroken:  # also of a pool whose loop has ended with it open: another loop is why, not the fault
+            self._check_home()
+            raise
         self._check_home()
         return control
 

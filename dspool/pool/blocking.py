@@ -1,7 +1,7 @@
 """Pool: threads in front of the core.
 
-Any number of threads call; each writes to and reads from its worker's pipe itself, in this module, by polling with its
-own deadline. The control plane runs on a background thread and is not on a call's way.
+Any number of threads call; each writes to and reads from its worker's pipe itself, by polling with its own deadline
+(polling.py). The control plane runs on a background thread and is not on a call's way.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Pool(PoolFront):
             control.wake()
 
     def wait_ready(self, workers: int | None = None, timeout_s: float | None = None) -> None:
-        """Wait until so many workers are ready.
+        """Wait until so many workers are ready; those that reload() or recycle() replaces don't count.
 
         Args:
             workers: how many; None: as many as the pool should have now, after resize() too.
@@ -525,7 +525,7 @@ class Pool(PoolFront):
     def reload(self) -> None:
         """Replace every worker, one at a time, each kept until its replacement is ready.
 
-        Returns at once. Calls may run in old workers, with what these have imported, until workers() has none of them.
+        Returns at once. Calls may run in old workers, with what these have imported, until wait_ready() returns.
         """
         self._driver.order(c.Reload())
 

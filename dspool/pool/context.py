@@ -19,12 +19,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from dspool.errors import EncodeError
 from dspool.pool.lm_specs import lm_spec
-from dspool.pool.pickling import is_lm
-from dspool.pool.unsendable import pickled_or_named
+from dspool.pool.pickling import is_lm, pickled
+from dspool.pool.unsendable import pickled_or_named, unsendable
 from dspool.protocol.messages import Caller, Records, Relay, Response, TraceStep
 from dspool.protocol.modules import modules_in
 from dspool.protocol.values import revive
+from dspool.signals import let_through
 
 _ATOMS = frozenset({str, int, float, bool, type(None)})
 _OBJECTS = frozenset({"adapter", "rm", "interpreter_factory"})
@@ -59,9 +61,12 @@ def split_arguments(
         lm = named.pop("lm")
     if not positional and _ATOMS.issuperset(map(type, named.values())):
         return named, None, lm
-    refusal = f"{label} was not sent: an input can't be pickled"
-    shown: dict[Any, Any] = {**dict(enumerate(positional)), **named}
-    return {}, pickled_or_named((positional, named), "inputs", refusal, shown=shown), lm
+    try:
+        return {}, pickled((positional, named)), lm
+    except Exception as error:
+        let_through(error)
+        where = unsendable((positional, named) if positional else named, "inputs")
+        raise EncodeError(f"{label} was not sent: an input can't be pickled, because of {where}") from error
 
 
 def caller_of(arguments: bytes | None, lm: Any, relay: Relay | None = None) -> Caller:

@@ -64,6 +64,14 @@ def read(definition: Mapping[str, Any], *, allow_pickle: bool = False) -> Define
     pickled = None
     if isinstance(path := own.get("state"), str | os.PathLike):
         own["state"], pickled = _saved(Path(path), allow_pickle)
+    for name in ("tools", "reward", "program"):
+        parts = own.get(name)
+        for part in parts if isinstance(parts, list | tuple) else [parts]:
+            if callable(part):
+                raise DefinitionError(
+                    f"{name} holds {_name_of(part)} itself; a definition names it by its import path, "
+                    '"package.module:attribute". What has none goes as an object: create_program(name, module)'
+                )
     plain = {name: to_json(part, name) for name, part in own.items() if part is not None}
     others = dict.fromkeys(name for name in definition if name not in _KEYS)  # looked at for slips, by name alone
     parsed = parse({**others, **plain}, allow_imports=True)
@@ -78,6 +86,10 @@ def read(definition: Mapping[str, Any], *, allow_pickle: bool = False) -> Define
     schemas = any(isinstance(field.type, dict) for field in parsed.signature.inputs + parsed.signature.outputs)
     unproven = bool(parsed.imports or parsed.demos or schemas or pickled is not None or parsed.state is not None)
     return Defined(name, key.hexdigest(), DefinedProgram(plain, spec, pickled), unproven)
+
+
+def _name_of(part: Any) -> str:
+    return str(getattr(part, "__qualname__", None) or getattr(part, "name", None) or f"a {type(part).__qualname__}")
 
 
 def kind_of(spec: DefinedProgram) -> str:

@@ -408,7 +408,7 @@ class Driver:
         _call_all(self._when_idle)
 
     def ready(self, wanted: int, *, opening: bool = False) -> bool:
-        """Whether so many workers are ready.
+        """Whether so many workers are ready, those not counted that reload() or recycle() has replaced.
 
         Raises:
             WorkerStartError: they never will be: a start failed while the pool is being opened, or too many did since.
@@ -419,14 +419,20 @@ class Driver:
             raise PoolClosed(f"pool {self.name!r} has ended; see the log for why, and open a new one")
         if opening and self.failed_starts:
             raise self._start_error(self.failed_starts[0])
-        core = self.core
-        count = sum(group.ready for group in core.groups.values())
-        if count >= wanted:
-            return True
-        broken = [group for group in core.groups.values() if group.breaker.state == "open"]
-        if broken and sum(group.lendable for group in core.groups.values()) < wanted:
+        groups = self.core.groups.values()
+        ready, old = self.ready_and_old()
+        if ready >= wanted and not (old and wanted == sum(group.size for group in groups)):
+            return True  # all: then calls find no old one either, whatever overflow there is
+        broken = [group for group in groups if group.breaker.state == "open"]
+        if broken and sum(group.lendable for group in groups) - old < wanted:
             raise self._start_error(broken[0].breaker.reports[-1])
         return False
+
+    def ready_and_old(self) -> tuple[int, int]:
+        """How many workers are ready, and how many are besides that reload() or recycle() has replaced."""
+        groups = self.core.groups.values()
+        old = sum(worker.due == "reloaded" for group in groups for worker in list(group.due.values()))
+        return sum(group.ready for group in groups) - old, old
 
     def _start_error(self, report: ExitReport) -> WorkerStartError:
         text = (

@@ -33,7 +33,7 @@ from dspool.protocol.messages import Caller, CreateArgs, ErrorInfo, ExecuteArgs,
 from dspool.protocol.requests import encode_request
 from dspool.protocol.values import to_plain
 from dspool.supervisor.launch import Launcher
-from dspool.types import Affinity, ExitReason, PoolHealth, PoolStats, WorkerInfo
+from dspool.types import Affinity, PoolHealth, PoolStats, WorkerInfo
 
 OnSessionLost = Literal["rebind", "error"]
 Timeout = float | EllipsisType | None
@@ -72,6 +72,8 @@ class PoolFront:
         overrides: options by keyword.
     """
 
+    _how_to_open = "use `with`, or call open()"
+
     def __init__(
         self, options: PoolOptions | None = None, *, launcher: Launcher | None = None, **overrides: Any
     ) -> None:
@@ -104,7 +106,7 @@ class PoolFront:
     def _opened(self) -> ControlPlane:
         control = self._control
         if control is None:
-            raise PoolClosed(f"pool {self.name!r} is not open; use `with`, or call open()")
+            raise PoolClosed(f"pool {self.name!r} is not open; {self._how_to_open}")
         if not control.driver.usable:
             control.driver.check_usable()
         return control
@@ -133,9 +135,10 @@ class PoolFront:
         return workers
 
     def _not_ready(self, wanted: int, timeout_s: float | None) -> QueueTimeout:
-        ready = sum(group.ready for group in self._driver.core.groups.values())
+        ready, old = self._driver.ready_and_old()
+        besides = f", and {old} that wait to be replaced" if old else ""
         return QueueTimeout(
-            f"pool {self.name!r} has {ready} of {wanted} workers ready after {timeout_s:g} s; "
+            f"pool {self.name!r} has {ready} of {wanted} workers ready after {timeout_s:g} s{besides}; "
             "see stats() and the log for what the others do"
         )
 
@@ -180,19 +183,15 @@ class PoolFront:
     def _prepare_stream(
         self, program: Any, inputs: Mapping[str, Any], fields: Any, status: Any, as_run: Mapping[str, Any]
     ) -> Prepared:
-        """A stream: run()'s arguments with run()'s defaults."""
-        if unknown := [name for name in as_run if name not in _RUN_DEFAULTS]:
-            raise unknown_argument("stream", unknown, (*STREAM_ARGUMENTS, *RUN_ARGUMENTS))
-        stream = stream_args(fields, status)
-        return self._prepare(program, inputs, stream=stream, **{**_RUN_DEFAULTS, **as_run})
+        """A stream."""
+        options = run_options("stream", as_run, STREAM_ARGUMENTS)
+        return self._prepare(program, inputs, stream=stream_args(fields, status), **options)
 
     def _prepare_row(
         self, program: Any, row: Mapping[str, Any], as_run: Mapping[str, Any], caller: Caller | None = None
     ) -> Prepared:
-        """A row of map(), or a wrapped module's call: run()'s arguments with run()'s defaults."""
-        if unknown := [name for name in as_run if name not in _RUN_DEFAULTS]:
-            raise unknown_argument("map", unknown, (*MAP_ARGUMENTS, *RUN_ARGUMENTS))
-        return self._prepare(program, row, **{**_RUN_DEFAULTS, **as_run}, caller=caller)
+        """A row of map(), or a wrapped module's call."""
+        return self._prepare(program, row, **run_options("map", as_run, MAP_ARGUMENTS), caller=caller)
 
     def _encode(
         self,
@@ -373,8 +372,7 @@ class PoolFront:
         self._driver.order(c.Resize(group or groups[0].name, workers))
 
     def _kill(self, worker_id: int) -> None:
-        reason: ExitReason = "killed"
-        self._known(worker_id).order(c.WorkerUnwell(worker_id, reason, "by hand"))
+        self._known(worker_id).order(c.WorkerUnwell(worker_id, "killed", "by hand"))
 
     def _known(self, worker_id: int) -> Driver:
         driver = self._driver
@@ -388,7 +386,7 @@ class PoolFront:
     def _seen(self) -> Driver:
         """The driver, also of a pool that is closed: its figures stay readable."""
         if self._control is None:
-            raise PoolClosed(f"pool {self.name!r} was never opened; use `with`, or call open()")
+            raise PoolClosed(f"pool {self.name!r} was never opened; {self._how_to_open}")
         self._control.driver.check_process()
         return self._control.driver
 
@@ -404,6 +402,22 @@ class PoolFront:
 
     def _workers(self) -> list[WorkerInfo]:
         return self._seen().workers()
+
+
+def run_options(method: str, as_run: Mapping[str, Any], own: tuple[str, ...] = ()) -> dict[str, Any]:
+    """run()'s keywords: as they were given, else as they are by default.
+
+    Args:
+        method: what takes them as well.
+        as_run: those that were given.
+        own: its own keywords beside these.
+
+    Raises:
+        OptionsError: one is none of run()'s.
+    """
+    if unknown := [name for name in as_run if name not in _RUN_DEFAULTS]:
+        raise unknown_argument(method, unknown, (*own, *RUN_ARGUMENTS))
+    return {**_RUN_DEFAULTS, **as_run}
 
 
 def unknown_argument(method: str, given: Iterable[str], known: Iterable[str]) -> OptionsError:

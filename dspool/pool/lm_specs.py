@@ -26,15 +26,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from dspool.errors import OptionsError
+from dspool.errors import EncodeError, OptionsError
 from dspool.pool.identity import loaded_dspy
-from dspool.pool.pickling import is_lm, is_plain, lm_arguments, pickled
-from dspool.pool.unsendable import unsendable
+from dspool.pool.pickling import is_lm, is_plain, lm_arguments
+from dspool.pool.unsendable import pickled_or_named
 from dspool.pool.watch import Watch
 from dspool.protocol.lm_keys import provider_of
 from dspool.protocol.messages import LMSpec
 from dspool.protocol.secrets import secrets_in
-from dspool.signals import let_through
 
 MAX_REMEMBERED = 256
 """LM objects whose specs are kept."""
@@ -124,12 +123,7 @@ def adapter_spec(adapter: Any) -> str | bytes | None:
     if not isinstance(adapter, loaded_dspy("Adapter")):
         what = f"the class {adapter.__qualname__}" if isinstance(adapter, type) else f"a {type(adapter).__qualname__}"
         raise OptionsError(f"adapter must be one of {', '.join(_ADAPTERS)}, or a dspy.Adapter; it is {what}")
-    try:
-        return pickled(adapter)
-    except Exception as error:
-        let_through(error)
-        faults = unsendable(adapter, "adapter")
-        raise OptionsError(f"the adapter {type(adapter).__qualname__} can't be sent, because of {faults}") from error
+    return _pickled(adapter, "adapter", f"the adapter {type(adapter).__qualname__} can't be sent")
 
 
 def stable_digest(thing: Any) -> str | None:
@@ -208,11 +202,13 @@ def _from_object(lm: Any) -> LMSpec:
     if arguments is not None:
         return _from_arguments({"model": lm.model, **arguments})
     model = lm.model if isinstance(getattr(lm, "model", None), str) else ""
-    try:
-        data = pickled(lm)
-    except Exception as error:
-        let_through(error)
-        faults = unsendable(lm, "lm")
-        raise OptionsError(f"the LM {type(lm).__qualname__} ({model}) can't be sent, because of {faults}") from error
+    data = _pickled(lm, "lm", f"the LM {type(lm).__qualname__} ({model}) can't be sent")
     secrets = tuple(sorted(secrets_in(getattr(lm, "__dict__", {}))))
     return LMSpec(_digest(model, data), model, pickled=data, secrets=secrets)
+
+
+def _pickled(thing: Any, label: str, refusal: str) -> bytes:
+    try:
+        return pickled_or_named(thing, label, refusal)
+    except EncodeError as error:
+        raise OptionsError(str(error)) from error.__cause__

@@ -41,7 +41,7 @@ def stream_args(fields: str | Iterable[str] | None, status: Any) -> StreamArgs:
     """The arguments of stream() as a worker takes them.
 
     Raises:
-        OptionsError: `fields` is something else.
+        OptionsError: `fields` or `status` is something else.
         EncodeError: the status provider can't be pickled.
     """
     if isinstance(fields, str):
@@ -50,8 +50,17 @@ def stream_args(fields: str | Iterable[str] | None, status: Any) -> StreamArgs:
         fields = list(fields) if isinstance(fields, Iterable) else [fields]
         if not all(isinstance(field, str) for field in fields):
             raise OptionsError(f"fields must be names of output fields, as strings, or None; it is {fields!r}")
-    if status is None or not isinstance(status, bool | str):
-        status = status is not None and pickled_or_named(status, "status", PROVIDER_NOT_SENT, LET_IT_MAKE_THEM)
+    named = isinstance(status, str) and ":" in status
+    made = callable(status) or hasattr(status, "tool_start_status_message")
+    if not (status is None or isinstance(status, bool) or named or made):
+        raise OptionsError(
+            "status must be True, False, a StatusMessageProvider of DSPy's, or the import path of one, "
+            f'"package.module:attribute"; it is {status!r:.100}'
+        )
+    if status is None:
+        status = False
+    elif not isinstance(status, bool | str):
+        status = pickled_or_named(status, "status", PROVIDER_NOT_SENT, LET_IT_MAKE_THEM)
     return StreamArgs(fields, status)
 
 

@@ -34,7 +34,7 @@ WHAT_TO_DO = (
     'by its import path, "package.module:attribute": each worker then makes its own'
 )
 """With members of a program."""
-A_POOL_STAYS = "a pool stays in its own process: a program calls another one directly, or as pool.wrap() gives it"
+A_POOL_STAYS = "a pool stays in its own process: a program calls another directly, or is given what pool.wrap() makes"
 """Why it can't be pickled. A wrapper can: in a worker it is the plain program."""
 _MOST_FOUND = 1000
 _MOST_VISITED = 100_000
@@ -45,7 +45,7 @@ Part = tuple[str, Any]
 """What is added to the way, and what is there."""
 
 
-def pickled_or_named(thing: Any, label: str, refusal: str, advice: str = "", shown: Any = None) -> bytes:
+def pickled_or_named(thing: Any, label: str, refusal: str, advice: str = "") -> bytes:
     """As pickled().
 
     Args:
@@ -53,7 +53,6 @@ def pickled_or_named(thing: Any, label: str, refusal: str, advice: str = "", sho
         label: what the way to a member begins with.
         refusal: of which the error is to speak, such as "the initializer can't be pickled".
         advice: what to do about it.
-        shown: the same as its owner knows it, in which the members are looked for; None: as it is.
 
     Raises:
         EncodeError: it can't be pickled; the text names the members at fault.
@@ -62,7 +61,7 @@ def pickled_or_named(thing: Any, label: str, refusal: str, advice: str = "", sho
         return pickled(thing)
     except Exception as error:
         let_through(error)
-        text = f"{refusal}, because of {unsendable(thing if shown is None else shown, label)}"
+        text = f"{refusal}, because of {unsendable(thing, label)}"
         raise EncodeError(f"{text}. {advice}" if advice else text) from error
 
 

@@ -34,7 +34,7 @@ import msgspec
 from dspool.errors import OptionsError, PoolError, ProgramError
 from dspool.pool.context import bring_back, caller_of, finished, split_arguments
 from dspool.pool.driver import Driver
-from dspool.pool.front import RUN_ARGUMENTS, PoolFront, Prepared, unknown_argument
+from dspool.pool.front import PoolFront, Prepared, run_options
 from dspool.pool.kindred_errors import as_kindred
 from dspool.pool.relay import Listening, beside_stream, listening, relayed
 from dspool.pool.steps import Steps
@@ -55,7 +55,7 @@ class Way(msgspec.Struct, frozen=True):
 
 
 class _Link(msgspec.Struct):
-    """What makes a wrapper of a copy of the program's face."""
+    """What a wrapper has beside the program's own attributes."""
 
     pool: PoolFront
     plain: Any
@@ -73,18 +73,27 @@ def wrap(pool: PoolFront, program: Any, as_run: Mapping[str, Any], way: Way) -> 
     """
     import dspy
 
-    if unknown := [name for name in as_run if name not in RUN_ARGUMENTS]:
-        raise unknown_argument("wrap", unknown, RUN_ARGUMENTS)
+    options = run_options("wrap", as_run)
     if isinstance(program, Pooled):
         program = program._dspool.plain
     elif isinstance(program, str) or (isinstance(program, type) and issubclass(program, dspy.Signature)):
         program = dspy.Predict(program)
     if not isinstance(program, dspy.Module):
-        raise OptionsError(
-            f"pool {pool.name!r}: wrap() takes a dspy.Module, or a signature; this is "
-            f"{f'the class {program.__qualname__}' if isinstance(program, type) else f'a {type(program).__qualname__}'}"
-        )
-    return _wrapper(_Link(pool, program, dict(as_run), way))
+        raise OptionsError(f"pool {pool.name!r}: wrap() takes a dspy.Module, or a signature; {_what_it_is(program)}")
+    return _wrapper(_Link(pool, program, options, way))
+
+
+def _what_it_is(program: Any) -> str:
+    """Of what can't be wrapped: its kind, and what to do."""
+    import dspy
+
+    if isinstance(program, type):
+        name = program.__qualname__
+        return f"this is the class {name}" + (f": pass an instance, {name}(...)" * issubclass(program, dspy.Module))
+    kind = f"this is a {type(program).__qualname__}"
+    if isinstance(program, dspy.Evaluate | dspy.Parallel | dspy.teleprompt.Teleprompter):
+        return f"{kind}, which stays in your process: wrap the program that you give it"
+    return f"{kind}: run(), map() and stream() take functions as they are" if callable(program) else kind
 
 
 def _wrapper(link: _Link) -> Any:

@@ -128,12 +128,15 @@ class Status(msgspec.Struct, tag_field="of", tag="status"):
     message: str
 
 
+Piece = FieldChunk | ItemChunk | LMChunk | Status
+
+
 class Event(msgspec.Struct):
     """A piece of a streamed call, before its response."""
 
     id: Id
     event: Literal["chunk", "status"]
-    data: FieldChunk | ItemChunk | LMChunk | Status
+    data: Piece
 
 
 def _wall_clock() -> float:

@@ -5,6 +5,8 @@ Rules:
     2. An order that came when the process was dead already explains nothing, unless it ended as the order wanted.
     3. A status nobody knows fits any order that came in time.
     4. A boot failure that is known explains everything that came after it.
+    5. A worker that falls over the dump of its stacks, which comes before a kill, was killed: faulthandler reads frames
+       of threads that begin and end meanwhile (https://github.com/python/cpython/issues/116008).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from dspool.protocol.limits import EXIT_BROKEN_FRAME
+from dspool.protocol.limits import DUMP_SIGNAL, EXIT_BROKEN_FRAME
 from dspool.supervisor.boot import BootFailure
 from dspool.supervisor.process import UNKNOWN_STATUS, ExitStatus
 from dspool.supervisor.stacks import current_first
@@ -24,6 +26,9 @@ PLANNED: frozenset[ExitReason] = frozenset(
     {"stopped", "resized", "reloaded", "recycle_requests", "recycle_age", "recycle_memory"}
 )
 """Orders that want exit code 0, also from a worker that was faster than the order."""
+
+FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
+"""What a process dies of by its own doing."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +95,7 @@ def fitting_order(ending: Ending) -> Order | None:
         if not order.in_time:
             continue
         # A cut lifeline sends SIGKILL, so that one always counts as sent.
-        if not status.known or status.signal in {signal.SIGKILL, *ending.signals}:
+        if not status.known or status.signal in {signal.SIGKILL, *ending.signals} or _fell_over_dump(ending):
             return order
         # While it boots, a worker that finds its lifeline cut exits by itself, with any code.
         if status.code is not None and not ending.was_ready:
@@ -98,12 +103,17 @@ def fitting_order(ending: Ending) -> Order | None:
     return None
 
 
+def _fell_over_dump(ending: Ending) -> bool:
+    return DUMP_SIGNAL in ending.signals and ending.status.signal in FAULTS
+
+
 def explain(ending: Ending) -> tuple[ExitReason, str]:
     """The reason, and what the reason alone doesn't say."""
     if ending.failure is not None:
         return ending.failure.reason, ending.failure.detail
     if order := fitting_order(ending):
-        return order.reason, order.detail
+        fell = f"; {describe(ending.status)} as its stacks were dumped" if _fell_over_dump(ending) else ""
+        return order.reason, order.detail + fell
     status, how = ending.status, describe(ending.status)
     perhaps = ", perhaps out of memory" if ending.out_of_memory else ""
     if not ending.was_ready:

@@ -1,12 +1,13 @@
 """The child's side of a worker's pipes: read a frame, run a program, answer.
 
+    __main__.py     entry of a spawned worker
     lifeline.py     what a child does before anything else: lifeline, signals, stack dumps
     template.py     the warm process that workers are forked from
     fork_rules.py   what must hold of a process that is forked
     stdio.py        file descriptors 0, 1 and 2, which never carry frames
     boot.py         the handshake, then serving until the end
     loop.py         one framed pipe, whatever carries it: read a request, answer it
-    control.py      what the control pipe is asked: ping, dump, get_stats, shutdown
+    control.py      what the control pipe is asked: ping, cancel, dump, get_stats, shutdown
     calls.py        what a slot pipe is asked: execute_program, create_program
     running.py      a call that gives pieces or can be cancelled, seen from its slot's thread
     call_loop.py    the same, seen from the event loop that runs it; loaded by the first such call

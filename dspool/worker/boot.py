@@ -42,6 +42,7 @@ from dspool.worker.calls import Calls, Slot
 from dspool.worker.control import Control, dspy_version
 from dspool.worker.ending import exit_after_fault, force_exit_later, leave
 from dspool.worker.failures import describe
+from dspool.worker.import_paths import import_preload
 from dspool.worker.loop import Pipe, serve
 from dspool.worker.main_thread import MainThread
 from dspool.worker.programs import Loader, ProgramTable
@@ -85,7 +86,7 @@ class Worker:
             self._exit_broken("control pipe", error)
         pipes = [Pipe.over_socket(sock) for sock in self._sockets]
         slots = [Slot(calls, pipe.send_event) for pipe in pipes]
-        cancel = calls.cancelled.cancel
+        cancel = calls.cancellable.cancel
         control = Control(config.worker_id, slots, lambda: len(calls.programs), self._stop_reading, cancel)
         for pipe in (self._control_pipe, *pipes):
             pipe.max_frame_bytes = config.max_frame_bytes
@@ -133,7 +134,7 @@ class Worker:
         if config.required_packages:
             check_packages(config.required_packages)
         for module in config.preload:
-            importlib.import_module(module)
+            import_preload(module)
         loader = Loader(config, self._secrets, self._main_thread)
         # A plain function that imports DSPy by itself must find the cache that the options ask for, too.
         own_cache = config.cache is not None and config.cache.explicit

@@ -7,7 +7,7 @@ Rules:
     2. A piece waits until the pipe has taken those before it, at most WINDOW of them: whoever makes pieces is held up
        by a caller who doesn't read.
 
-Imported by the first call that wants it. Imports no dspy.
+Imported by the first call that wants it, or with DSPy, which has asyncio anyway. Imports no dspy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import queue
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from dspool.worker.running import CallCancelled, Cancellation, Piece
+from dspool.protocol.messages import Piece
+from dspool.worker.running import CallCancelled, Cancellation
 
 T = TypeVar("T")
 Work = Callable[["Outlet"], Coroutine[Any, Any, T]]

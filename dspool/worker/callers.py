@@ -29,7 +29,7 @@ from dspool.worker.call_loop import Outlet
 from dspool.worker.programs import Outcome
 from dspool.worker.relays import relay_settings
 from dspool.worker.running import CallRefused, Cancellation, RunningCall
-from dspool.worker.spending import CallTracker, attach
+from dspool.worker.spending import CallTracker
 
 if TYPE_CHECKING:
     from dspool.worker.runtime import ModuleProgram
@@ -65,36 +65,29 @@ class CallerRun:
         self._modules: list[Any] = []
         self._value: Any = None
 
-    def call(self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None) -> Outcome:
-        """Run it: the result's key, the result, the tokens used by model, and what the pool's statistics are told."""
-        module, positional, named = self._made_ready(inputs, lm)
-        with self._context(lm, deadline) as tracker:
-            value = self._program.run(module, positional, named)
-        return self._outcome(value, tracker)
-
-    def call_in(
-        self, running: RunningCall, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None
+    def call(
+        self,
+        inputs: dict[str, Any],
+        lm: dict[str, Any] | None,
+        deadline: float | None,
+        running: RunningCall | None = None,
     ) -> Outcome:
-        """The same on the worker's event loop where the module is async of its own, or there is a stream to send to.
-
-        A module that is not async runs on a thread, and can't be ended there but at its next piece or request.
-        """
+        """As ModuleProgram.call(); what the program sends into DSPy's stream goes into the caller's."""
         module, positional, named = self._made_ready(inputs, lm)
-        context = functools.partial(self._context, lm, deadline, running.cancellation)
-        if self._caller.relay is None and not self._program.is_async:
+        cancellation = None if running is None else running.cancellation
+        context = functools.partial(self._context, lm, deadline, cancellation)
+        if running is None or (self._caller.relay is None and not self._program.is_async):
             with context() as tracker:
-                value = self._program.run(module, positional, named)
-            return self._outcome(value, tracker)
+                return self._outcome(self._program.run(module, positional, named), tracker)
 
         async def work(outlet: Outlet) -> Outcome:
             with context() as tracker, self._relayed(module, outlet):
-                value = await self._program.run_on_loop(module, positional, named)
-            return self._outcome(value, tracker)
+                return self._outcome(await self._program.run_on_loop(module, positional, named), tracker)
 
         return running.run(work)
 
     def _relayed(self, module: Any, outlet: Outlet) -> contextlib.AbstractContextManager[None]:
-        """What the program sends into DSPy's stream goes into the caller's, if there is one."""
+        """The stream's settings, if there is one."""
         relay = self._caller.relay
         if relay is None:
             return contextlib.nullcontext()
@@ -116,7 +109,7 @@ class CallerRun:
 
     @contextlib.contextmanager
     def _context(
-        self, lm: dict[str, Any] | None, deadline: float | None, cancellation: Cancellation | None = None
+        self, lm: dict[str, Any] | None, deadline: float | None, cancellation: Cancellation | None
     ) -> Iterator[CallTracker]:
         """The call's context with the caller's settings in it."""
         caller, runtime = self._caller, self._program.runtime
@@ -140,9 +133,7 @@ class CallerRun:
                 return "outputs", {name: _faithful(item) for name, item in value.items()}, usage, spent
             return "value", _faithful(value), usage, spent
         except EncodeError as error:
-            refusal = CallRefused("encode_error", f"the result can't be sent: {error}")
-            attach(refusal, tracker)
-            raise refusal from error
+            raise CallRefused("encode_error", f"the result can't be sent: {error}") from error
 
     def _forget_history(self, ambient: Any) -> None:
         base_lm.GLOBAL_HISTORY.clear()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -31,7 +31,7 @@ from dspool.worker.failures import describe
 from dspool.worker.inputs import InvalidInputs
 from dspool.worker.main_thread import MainThread
 from dspool.worker.programs import SPENT, Outcome, Program, ProgramTable
-from dspool.worker.running import CallCancelled, CallLoop, CallRefused, CancelledCalls, RunningCall
+from dspool.worker.running import CallCancelled, CallLoop, CallRefused, CancellableCalls, RunningCall
 
 if TYPE_CHECKING:
     from dspool.worker.callers import CallerRun
@@ -44,7 +44,7 @@ class Calls:
     """Runs programs for requests. One for all slots.
 
     Attributes:
-        cancelled: the calls that can be cancelled.
+        cancellable: the calls that can be cancelled.
 
     Args:
         programs: those that are loaded.
@@ -69,7 +69,7 @@ class Calls:
         self._to_plain = to_plain
         self._on_loop = on_loop
         self._loop = CallLoop()
-        self.cancelled = CancelledCalls()
+        self.cancellable = CancellableCalls()
 
     def execute_program(
         self, request: Request, received: float, emit: Callable[[Event], None] | None = None
@@ -144,7 +144,9 @@ class Calls:
             result = {kind: self._to_plain(value, kind)}
             return answered(request.id, result, None if usage is None else self._to_plain(usage, "usage"), spent)
         except EncodeError as error:
-            return refused(request.id, ErrorInfo("encode_error", f"the result can't be sent: {error}"), spent)
+            streams = isinstance(value, Iterator | AsyncIterator)
+            hint = ", or call it with stream(), which hands its items out" if streams else ""
+            return refused(request.id, ErrorInfo("encode_error", f"the result can't be sent: {error}{hint}"), spent)
 
     def _run(
         self, request: Request, program: Program | CallerRun, deadline: float | None, emit: Callable[[Event], None]
@@ -161,10 +163,10 @@ class Calls:
             stream = None if args.get("stream") is None else msgspec.convert(args["stream"], StreamArgs)
         except msgspec.ValidationError as error:
             raise CallRefused("invalid_args", f"stream: {error}") from error
-        with self.cancelled.running(request.id) as cancellation:
+        with self.cancellable.running(request.id) as cancellation:
             cancellation.check()
             running = RunningCall(request.id, self._loop, cancellation, emit, stream)
-            return program.call_in(running, args["inputs"], args.get("lm"), deadline)
+            return program.call(args["inputs"], args.get("lm"), deadline, running)
 
     def create_program(self, request: Request, received: float, emit: object = None) -> Response:
         """Load a program and keep it."""

@@ -1,4 +1,4 @@
-"""What a call's deadline leaves for one request to an LM. Pure; the LM that applies it is in `runtime`."""
+"""What a call's deadline leaves for one request to an LM. Pure; the LM that applies it is in lms.py."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ from dspy.streaming import StatusMessage, StatusMessageProvider, StreamListener,
 from dspy.streaming.messages import StatusStreamingCallback
 
 from dspool.protocol import values
-from dspool.protocol.messages import FieldChunk, Status, StreamArgs
+from dspool.protocol.messages import FieldChunk, Piece, Status, StreamArgs
 from dspool.worker.call_loop import Outlet
-from dspool.worker.running import CallRefused, Piece, item_of
+from dspool.worker.running import CallRefused, item_of
 
 T = TypeVar("T")
 

@@ -46,7 +46,7 @@ class LimitRecords:
 
     def __init__(self, path: str) -> None:
         # One descriptor for as long as the process lives: closing any other one of the same file would end the lock.
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._fd = os.open(path, os.O_RDWR)
         self._forget_threads()
         os.register_at_fork(after_in_child=self._forget_threads)
 

@@ -87,10 +87,10 @@ class DeadlineLM(_LM):
                     result = execute(self._within(call, deadline), call)
                 return self._finished(call, result, gate)
             except dspy.LMError as error:
-                retry_after = self._pause_after(error, call, gate, attempt, deadline)
-                if retry_after is None or pieces.sent:
+                pause_s = self._pause_after(error, call, gate, attempt, deadline)
+                if pause_s is None or pieces.sent:
                     raise
-            wait(retry_after)
+            wait(pause_s)
             attempt += 1
 
     @_observed
@@ -109,10 +109,10 @@ class DeadlineLM(_LM):
                     result = await aexecute(self._within(call, deadline), call)
                 return self._finished(call, result, gate)
             except dspy.LMError as error:
-                retry_after = self._pause_after(error, call, gate, attempt, deadline)
-                if retry_after is None or pieces.sent:
+                pause_s = self._pause_after(error, call, gate, attempt, deadline)
+                if pause_s is None or pieces.sent:
                     raise
-            await asyncio.sleep(retry_after)
+            await asyncio.sleep(pause_s)
             attempt += 1
 
     def _finished(self, call: Any, result: Any, gate: Gate | None) -> Any:

@@ -55,14 +55,21 @@ class Program(Protocol):
 
     inputs: Inputs
 
-    def call(self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None) -> Outcome:
-        """Run it with inputs that have been checked; what it raises comes out as it is."""
-        ...
-
-    def call_in(
-        self, running: RunningCall, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None
+    def call(
+        self,
+        inputs: dict[str, Any],
+        lm: dict[str, Any] | None,
+        deadline: float | None,
+        running: RunningCall | None = None,
     ) -> Outcome:
-        """The same, giving its pieces where the call is streamed, and ending early where it is cancelled."""
+        """Run it; what it raises comes out as it is.
+
+        Args:
+            inputs: checked.
+            lm: the call's own, a spec as it came through the pipe; None: the default one.
+            deadline: the call's, absolute; None: no limit.
+            running: takes the call's pieces, and ends it where it is cancelled; None: it has none and can't be.
+        """
         ...
 
 
@@ -82,45 +89,35 @@ class CallableProgram:
         self._target = target
         self._loader = loader
 
-    def call(self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None) -> Outcome:
-        """Call it; a coroutine that it returns is run to its end."""
-        runtime = self._loader.runtime if lm is not None else self._loader.runtime_if_made
-        if runtime is None or (lm is None and not runtime.has_lm):
-            return "value", self._run(inputs), None, None
-        with runtime.call_context(lm, deadline) as tracker:
-            value = self._run(inputs)
-        return "value", value, tracker.get_total_tokens() or None, tracker.spent()
-
-    def call_in(
-        self, running: RunningCall, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None
+    def call(
+        self,
+        inputs: dict[str, Any],
+        lm: dict[str, Any] | None,
+        deadline: float | None,
+        running: RunningCall | None = None,
     ) -> Outcome:
-        """Call it; a coroutine runs on the worker's event loop, and a generator's items are pieces of a stream."""
+        """Call it; a coroutine that it returns is run to its end, and a generator's items are pieces of a stream."""
         runtime = self._loader.runtime if lm is not None else self._loader.runtime_if_made
-        if runtime is None:
-            return (*self._run_in(running, inputs), None, None)
-        with runtime.call_context(lm, deadline, running.cancellation) as tracker:
-            kind, value = self._run_in(running, inputs)
+        if runtime is None or (lm is None and running is None and not runtime.has_lm):
+            return (*self._run(inputs, running), None, None)
+        with runtime.call_context(lm, deadline, None if running is None else running.cancellation) as tracker:
+            kind, value = self._run(inputs, running)
         return kind, value, tracker.get_total_tokens() or None, tracker.spent()
 
-    def _run_in(self, running: RunningCall, inputs: dict[str, Any]) -> tuple[str, Any]:
+    def _run(self, inputs: dict[str, Any], running: RunningCall | None) -> tuple[str, Any]:
         value = self._target(**inputs)
         if value.__class__ is types.CoroutineType:
-            coroutine = value
-            return "value", running.run(lambda outlet: coroutine)
-        if running.stream is not None and value.__class__ is types.GeneratorType:
-            return "returned", _give_items(running, value)
-        if running.stream is not None and value.__class__ is types.AsyncGeneratorType:
-            items = value
-            return "returned", running.run(lambda outlet: _put_items(outlet, items))
-        return "value", value
-
-    def _run(self, inputs: dict[str, Any]) -> Any:
-        value = self._target(**inputs)
-        if value.__class__ is types.CoroutineType:
+            if running is not None:
+                return "value", running.run(lambda outlet: value)
             import asyncio  # a fifth of a worker's start, for what few programs do
 
-            value = asyncio.run(value)
-        return value
+            return "value", asyncio.run(value)
+        if running is not None and running.stream is not None:
+            if value.__class__ is types.GeneratorType:
+                return "returned", _give_items(running, value)
+            if value.__class__ is types.AsyncGeneratorType:
+                return "returned", running.run(lambda outlet: _put_items(outlet, value))
+        return "value", value
 
 
 def _give_items(running: RunningCall, items: types.GeneratorType[Any, None, Any]) -> Any:

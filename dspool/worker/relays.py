@@ -12,11 +12,11 @@ from typing import Any
 import dspy
 from dspy.streaming import StatusMessage, StreamResponse
 
-from dspool.protocol.messages import LMChunk, Relay, Status
+from dspool.protocol.messages import LMChunk, Piece, Relay, Status
 from dspool.protocol.modules import modules_in
 from dspool.worker.call_loop import Outlet
 from dspool.worker.field_streams import chunk_of
-from dspool.worker.running import Piece, item_of
+from dspool.worker.running import item_of
 
 
 class RelayStream:

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dspool.errors import EncodeError, FrameTooLarge
 from dspool.protocol import values
-from dspool.protocol.messages import Event, FieldChunk, ItemChunk, LMChunk, Status, StreamArgs
+from dspool.protocol.messages import Event, ItemChunk, Piece, Status, StreamArgs
 
 if TYPE_CHECKING:
     import asyncio
 
     from dspool.worker.call_loop import Outlet
 
-Piece = FieldChunk | ItemChunk | LMChunk | Status
 T = TypeVar("T")
 REMEMBERED = 1024
 """Cancelled requests that were not read yet; the oldest are forgotten."""
@@ -86,7 +85,7 @@ class Cancellation:
         self.check()
 
 
-class CancelledCalls:
+class CancellableCalls:
     """The calls that can be cancelled now, by their requests' ids."""
 
     def __init__(self) -> None:

@@ -64,29 +64,21 @@ class ModuleProgram:
         self.is_async = is_async(module)
         self._only_async = not hasattr(type(module), "forward") and "forward" not in vars(module)
 
-    def call(self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None) -> Outcome:
-        """Run the module.
-
-        Returns:
-            ("outputs", a Prediction's outputs without its further completions) or ("value", what else it returned);
-            and the tokens used, by model.
-        """
-        given, module = self.inputs.revive(inputs), self.module_for(lm)
-        with self.runtime.call_context(lm, deadline) as tracker:
-            value = self.run(module, (), given)
-        return _outcome(value, tracker)
-
-    def call_in(
-        self, running: RunningCall, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None
+    def call(
+        self,
+        inputs: dict[str, Any],
+        lm: dict[str, Any] | None,
+        deadline: float | None,
+        running: RunningCall | None = None,
     ) -> Outcome:
-        """Run the module on the worker's event loop where it is async of its own; streamed, give its pieces.
+        """Run the module. One that is async of its own runs on the worker's event loop where it can be cancelled.
 
-        A module that is not async runs on a thread, and can't be ended there; its streamed predictors can.
+        Any other one runs on a thread, and can't be ended there but at its next piece or request.
         """
         given, module = self.inputs.revive(inputs), self.module_for(lm)
-        context = functools.partial(self.runtime.call_context, lm, deadline, running.cancellation)
-        args = running.stream
-        if args is None and not self.is_async:
+        cancellation, args = (None, None) if running is None else (running.cancellation, running.stream)
+        context = functools.partial(self.runtime.call_context, lm, deadline, cancellation)
+        if running is None or (args is None and not self.is_async):
             with context() as tracker:
                 return _outcome(self.run(module, (), given), tracker)
 
@@ -96,7 +88,7 @@ class ModuleProgram:
                     value = await self.run_on_loop(module, (), given)
                 else:
                     value = await self._streamed(module, given, args, outlet)
-            return _outcome(value, tracker)
+                return _outcome(value, tracker)
 
         return running.run(work)
 
@@ -134,6 +126,7 @@ class ModuleProgram:
 
 
 def _outcome(value: Any, tracker: CallTracker) -> Outcome:
+    """Of a Prediction its outputs, without further completions."""
     if not isinstance(value, dspy.Prediction):
         return "value", value, tracker.get_total_tokens(), tracker.spent()
     return "outputs", dict(value.items()), value.get_lm_usage() or tracker.get_total_tokens(), tracker.spent()

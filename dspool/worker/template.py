@@ -65,6 +65,7 @@ from dspool.protocol.secrets import Secrets
 from dspool.worker.boot import Worker, read_config, set_sys_path
 from dspool.worker.failures import describe
 from dspool.worker.fork_rules import broken_rule
+from dspool.worker.import_paths import import_preload
 from dspool.worker.lifeline import (
     adopt_orphans,
     begin_child,
@@ -333,7 +334,7 @@ def prepare(wanted: Prepare, broken: Callable[[], str | None], tell: Callable[[s
     culprit = None
     for module in (*dspy, *wanted.preload):
         tell(module)
-        importlib.import_module(module)
+        import_preload(module)
         culprit = (culprit or module) if broken() else None
     tell("")
     warm_boot()

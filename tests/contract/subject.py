@@ -90,11 +90,11 @@ class Subject:
         """A call that begins at the gate and ends when it is let go there."""
         return await self.run("meet", path=gate.path, value=value, **options)
 
-    def map(self, rows: Any, **options: Any) -> AsyncIterator[Any]:
-        """pool.map(behave, rows), as an async generator."""
+    def map(self, rows: Any, program: Any = behave, **options: Any) -> AsyncIterator[Any]:
+        """pool.map(program, rows), as an async generator."""
         if isinstance(self.pool, dspool.AsyncPool):
-            return self.pool.map(behave, rows, **options)
-        return _in_steps(self.pool.map(behave, rows, **options))
+            return self.pool.map(program, rows, **options)
+        return _in_steps(self.pool.map(program, rows, **options))
 
     def stream(self, program: Any, inputs: dict[str, Any], **options: Any) -> Streamed:
         """pool.stream()."""
@@ -176,9 +176,13 @@ class Borrowed:
     async def run(self, do: str = "echo", **mixed: Any) -> Any:
         """lease.run(behave, {"do": do, ...})."""
         options = {name: mixed.pop(name) for name in ("timeout_s", "lm") if name in mixed}
+        return await self.call(behave, {"do": do, **mixed}, **options)
+
+    async def call(self, program: Any, inputs: dict[str, Any], **options: Any) -> Any:
+        """lease.run()."""
         if isinstance(self.lease, AsyncLease):
-            return await self.lease.run(behave, {"do": do, **mixed}, **options)
-        return await in_thread(self.lease.run, behave, {"do": do, **mixed}, **options)
+            return await self.lease.run(program, inputs, **options)
+        return await in_thread(self.lease.run, program, inputs, **options)
 
     def stream(self, program: Any, inputs: dict[str, Any], **options: Any) -> Streamed:
         """lease.stream()."""

@@ -94,7 +94,8 @@ async def test_a_timeout_in_the_queue_leaves_the_worker_alone(world: World) -> N
         before = await pool.tokens()
         held = calls.start(pool.meet, gate, "held")
         holder = await gate.arrival()
-        said = r"no worker free within 0\.0\d+ s; calls that wait: 1; workers: 1 ready, 0 starting; add workers"
+        said = r"no worker free within \d\.\d+ s; calls that wait: 1; workers: 1 ready, 0 starting; "
+        said += r"longest held: worker 1 for \d\.\d+ s, by \S*behave\S*; add workers"
         with pytest.raises(dspool.QueueTimeout, match=said) as caught:
             await pool.run(timeout_s=0.02)
         assert isinstance(caught.value, TimeoutError)

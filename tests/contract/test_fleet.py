@@ -86,6 +86,27 @@ async def test_resize_up_and_down(world: World) -> None:
 
 
 @pytest.mark.narrow
+@pytest.mark.parametrize("replace", ["reload", "recycle"])
+async def test_wait_ready_waits_for_the_replacements_too(world: World, replace: str) -> None:
+    gate = world.gate()
+    async with world.pool(workers=2) as pool, beside() as calls:
+        old = {worker.worker_id for worker in await pool.workers()}
+        running = calls.start(pool.meet, gate, "ran")
+        visitor = await gate.arrival()
+        if replace == "reload":
+            await pool.call("reload")
+        else:
+            old = {min(old)}
+            await pool.call("recycle", *old)
+        await pool.call("wait_ready", timeout_s=20)
+        idle = [worker.worker_id for worker in await pool.workers() if worker.state == "idle"]
+        assert idle
+        assert not old.intersection(idle), "an old worker would be lent"
+        visitor.let_go()
+        assert await gather(running) == ["ran"]
+
+
+@pytest.mark.narrow
 async def test_a_busy_worker_finishes_its_call_before_a_resize_ends_it(world: World) -> None:
     gate = world.gate()
     async with world.pool(workers=2) as pool, beside() as calls:

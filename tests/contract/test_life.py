@@ -36,7 +36,9 @@ async def test_min_ready_opens_early(world: World) -> None:
 @pytest.mark.narrow
 async def test_use_before_open_and_after_close_raises_pool_closed(world: World) -> None:
     pool = world.make()
-    with pytest.raises(dspool.PoolClosed, match="not open"):
+    is_async = isinstance(pool.pool, dspool.AsyncPool)
+    opened_by = "use `async with`, or await open" if is_async else "use `with`, or call open"
+    with pytest.raises(dspool.PoolClosed, match=f"not open; {opened_by}"):
         await pool.run()
     with pytest.raises(dspool.PoolClosed):
         await pool.stats()

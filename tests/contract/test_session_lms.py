@@ -8,7 +8,7 @@ import pytest
 
 import dspool
 from dspool.testing.stub_lm import StubLM
-from tests.contract.subject import World, in_thread
+from tests.contract.subject import World
 
 pytestmark = [pytest.mark.only("real"), pytest.mark.every_front]
 
@@ -51,13 +51,8 @@ async def test_call_before_session_before_program_before_pool(world: World) -> N
                 )
             *_, last = await pool.stream(QA, ASK, session="ann").all()
             assert (last.answer, stub.calls[-1].key) == ("echo: why?", "key-of-ann")
-            lease = (await pool.checkout(session="bob")).lease
-            if isinstance(lease, dspool.Lease):
-                await in_thread(lease.run, QA, ASK)
-                lease.close()
-            else:
-                await lease.run(QA, ASK)
-                await lease.close()
+            async with await pool.checkout(session="bob") as lease:
+                await lease.call(QA, ASK)
             assert stub.calls[-1].key == "key-of-bob"
             with dspy.context(lm=dspy.LM(**lm("caller"))):
                 await pool.pool.wrap(dspy.Predict(QA), session="ann").acall(**ASK)

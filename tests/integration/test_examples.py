@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
+from tests.pages import HOW_TO, ROOT, blocks, run_python
+
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
 # In a folder the one that is run has a name that says so; the web service and the notebook have tests of their own.
 EXAMPLES = sorted([*(ROOT / "examples").glob("*.py"), *(ROOT / "examples").glob("*/run_*.py")])
 TUTORIALS = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
@@ -87,19 +86,6 @@ SHOWN = {
 }
 
 
-def run_python(script: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script in a folder of its own, without keys."""
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")}
-    return subprocess.run(
-        [sys.executable, "-W", "error", str(script)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=55,
-    )
-
-
 def test_every_example_is_expected_to_show_something() -> None:
     assert {example.name for example in EXAMPLES} == set(SHOWN)
 
@@ -124,10 +110,9 @@ def test_a_tutorials_code_runs_from_top_to_bottom_and_prints_what_it_says(tutori
 
 
 def test_the_tests_of_the_how_to_page_run(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "how-to" / "test-your-code.md").read_text(encoding="utf-8")
-    conftest, *tests = re.findall(r"^ *```python\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    conftest, *tests = blocks(HOW_TO / "test-your-code.md", "python")
     (tmp_path / "conftest.py").write_text(conftest, encoding="utf-8")
-    (tmp_path / "test_page.py").write_text("\n".join(map(textwrap.dedent, tests)), encoding="utf-8")
+    (tmp_path / "test_page.py").write_text("\n".join(tests), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "error", "--rootdir", str(tmp_path), str(tmp_path)],
         cwd=tmp_path,
@@ -136,5 +121,5 @@ def test_the_tests_of_the_how_to_page_run(tmp_path: Path) -> None:
         timeout=55,
     )
     assert done.returncode == 0, done.stdout
-    written = len(re.findall(r"^ *def test_", "\n".join(tests), re.MULTILINE))
+    written = len(re.findall(r"^def test_", "\n".join(tests), re.MULTILINE))
     assert f"{written} passed" in done.stdout

@@ -108,6 +108,8 @@ class Upkeep(Fleet):
                 self._report("pool.breaker_closed", group=group.name)
         for worker in list(self.workers.values()):
             self._mark_due(worker, "reloaded", recycling.BY_RELOAD)
+            if worker.due is not None:  # for something else before
+                worker.due = "reloaded"
         self._stale = True
 
     def _on_recycle(self, command: c.Recycle) -> None:

@@ -3,6 +3,7 @@
 It takes the place of a script that Elixir applications started as a port with `{:packet, 4}`, and answers the commands
 that they know.
 
+    __main__.py     entry
     options.py      the command line, and a help that is enough to write a client
     reference.py    commands, error codes and exit codes as data: --help and the reference page are made from it
     process.py      descriptors, loop and end of the process

@@ -93,7 +93,7 @@ def cli(folder: Path, environment: dict[str, str]) -> Cli:
 
     def run(*arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "dspool.cli", *arguments],
+            [sys.executable, "-m", "dspool", *arguments],
             cwd=folder,
             env=environment | variables,
             input=stdin,
@@ -112,7 +112,7 @@ def start(folder: Path, environment: dict[str, str]) -> Iterator[Start]:
 
     def begin(*arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "dspool.cli", *arguments],
+            [sys.executable, "-m", "dspool", *arguments],
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,

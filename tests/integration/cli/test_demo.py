@@ -82,7 +82,7 @@ def test_without_a_terminal_it_is_plain_lines(cli: Cli) -> None:
 
 
 def test_in_a_terminal_there_is_a_bar_and_a_table_within_its_width(folder: Path, environment: dict[str, str]) -> None:
-    code, shown = in_terminal(["-m", "dspool.cli", "demo", "--rows", "8"], folder, environment, 90)
+    code, shown = in_terminal(["-m", "dspool", "demo", "--rows", "8"], folder, environment, 90)
     assert code == 0, shown
     assert "8/8" in shown
     lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.rpartition("8/8")[2]).splitlines()

@@ -114,7 +114,7 @@ def on_terminal(folder: Path, environment: dict[str, str]) -> str:
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb") as terminal:
         process = subprocess.Popen(
-            [sys.executable, "-m", "dspool.cli", "doctor", "--no-start", "--workers", "1"],
+            [sys.executable, "-m", "dspool", "doctor", "--no-start", "--workers", "1"],
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -108,6 +108,22 @@ def test_a_lost_worker_costs_a_row_unless_rows_may_run_twice(
     assert [line["outputs"] for line in read_lines()] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "code", "told"),
+    [("worker=3", 2, "unknown option 'worker'"), ("preload=no_such_module", 3, "out.jsonl is as it was")],
+)
+def test_answers_are_overwritten_only_when_the_pool_is_open(
+    cli: Cli, folder: Path, write_rows: WriteRows, wrong: str, code: int, told: str
+) -> None:
+    rows = write_rows(1)
+    assert cli("map", "tasks:square", rows, "-o", "out.jsonl", "--workers", "1").returncode == 0
+    before = (folder / "out.jsonl").read_bytes()
+    done = cli("map", "tasks:square", rows, "-o", "out.jsonl", "--overwrite", "-O", wrong)
+    assert (done.returncode, (folder / "out.jsonl").read_bytes()) == (code, before), done.stderr
+    assert told in done.stderr
+    assert "--resume" not in done.stderr
+
+
 def test_after_a_kill_the_same_command_goes_on(
     cli: Cli,
     start: Start,

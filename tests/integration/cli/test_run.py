@@ -138,7 +138,7 @@ def test_help_loads_neither_the_pool_nor_dspy() -> None:
 
 
 def test_an_answer_nobody_reads_to_its_end_is_no_error(folder: Path, environment: dict[str, Any]) -> None:
-    command = f"'{sys.executable}' -m dspool.cli run tasks:square n=3 | true"
+    command = f"'{sys.executable}' -m dspool run tasks:square n=3 | true"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command], cwd=folder, env=environment, capture_output=True, timeout=50
     )

@@ -24,10 +24,8 @@ Requests = Callable[[], int]
 
 
 @pytest.fixture
-def stub() -> Iterator[StubLM]:
-    """The server that all the LMs lead to."""
-    import dspy  # noqa: F401 - so that templates have it, as where a user has made a program
-
+def stub(dspy: Any) -> Iterator[StubLM]:
+    """The server that all the LMs lead to. Templates have DSPy, as where a user has made a program."""
     with StubLM() as server:
         yield server
 

@@ -146,6 +146,7 @@ def test_every_type_goes_both_ways(make_pool: MakePool, dspy: Any, photo: Any) -
         ({**QA, "instruction": "x"}, "did you mean 'instructions'"),
         ({**QA, "config": {"api_key": "sk-1"}}, "is an LM's own"),
         ({**REACT, "tools": ["search"]}, "is written package.module:attribute"),
+        ({**REACT, "tools": ["search:it", len]}, "tools holds len itself; a definition names it by its import path"),
     ],
 )
 def test_what_the_manager_can_know_is_said_without_a_worker(make_pool: MakePool, definition: Any, reason: str) -> None:

@@ -77,6 +77,12 @@ def ask(number: int = 0) -> dict[str, str]:
     return {"question": f"q{number}"}
 
 
+def none_too_early(came: list[float], began: float) -> None:
+    """Fail where a request came before its turn by HALF_A_SECOND."""
+    for number, at in enumerate(sorted(came)):
+        assert at - began >= (number - 1) * 0.5
+
+
 def refused(run: Callable[..., Any], *args: Any, **kwargs: Any) -> dspool.ProgramError:
     """The error of a call whose request was not sent."""
     with pytest.raises(dspool.ProgramError) as caught:
@@ -98,9 +104,8 @@ def test_workers_share_a_limit(
     with pool.checkout() as one, pool.checkout() as two:
         for number, lease in enumerate((one, two, one, two, one)):
             assert lease.run(program, ask(number)).answer == "yes"
-    for number, at in enumerate(came):
-        assert at - began >= (number - 1) * 0.5
     assert len(came) == 5
+    none_too_early(came, began)
     row = pool.stats().usage.by_model[MODEL]
     assert (row.calls, row.requests) == (5, 5)
     assert row.throttled <= 3
@@ -113,8 +118,7 @@ def test_calls_at_the_same_time_are_sent_one_after_the_other(
     pool = make_pool(workers=2, slots=4, lm=stub.settings(), lm_limits={"*": HALF_A_SECOND}, execution=execution)
     began = time.monotonic()
     assert len(list(pool.map(program, map(ask, range(6)), concurrency=6))) == 6
-    for number, at in enumerate(sorted(came)):
-        assert at - began >= (number - 1) * 0.5
+    none_too_early(came, began)
 
 
 def test_a_turn_after_the_deadline_fails_at_once_and_says_what_to_do(
@@ -144,21 +148,23 @@ def test_tokens_that_were_used_are_waited_for(make_pool: MakePool, stub: StubLM,
     assert 0 < error.retry_after_s <= tokens  # type: ignore[operator]  # a token a second
 
 
-class RefusedOnce:
-    """Faults of a server that answers its first request with a 429; when each request came."""
+class RefusedFirst:
+    """Faults of a server that answers its first requests with this status; when each request came."""
 
-    def __init__(self) -> None:
+    def __init__(self, status: str, requests: int = 1) -> None:
         self.came: list[float] = []
+        self._status = status
+        self._requests = requests
 
     def __call__(self, request: StubRequest) -> str | None:
         self.came.append(time.monotonic())
-        return "429" if len(self.came) == 1 else None
+        return self._status if len(self.came) <= self._requests else None
 
 
 def test_a_429_that_one_worker_sees_holds_back_the_others(
     make_pool: MakePool, dspy: Any, program: Any, execution: str
 ) -> None:
-    faults = RefusedOnce()
+    faults = RefusedFirst("429")
     with StubLM(faults=faults, retry_after_s=200) as stub:
         lm = stub.settings(num_retries=0)
         pool = make_pool(workers=2, lm=lm, execution=execution, timeout_s=50)
@@ -180,7 +186,7 @@ def test_a_429_that_one_worker_sees_holds_back_the_others(
 def test_what_a_429_holds_back_is_sent_after_it(
     make_pool: MakePool, dspy: Any, program: Any, execution: str, limits: dict[str, Any]
 ) -> None:
-    faults = RefusedOnce()
+    faults = RefusedFirst("429")
     with StubLM(faults=faults, retry_after_s=1) as stub:
         pool = make_pool(workers=2, slots=2, lm=stub.settings(), execution=execution, lm_limits=limits)
         with pytest.raises(dspool.ProgramError):
@@ -198,8 +204,7 @@ def test_streams_have_turns_too(make_pool: MakePool, stub: StubLM, came: list[fl
     for number in range(4):
         *_, prediction = pool.stream(QA, ask(number))
         assert prediction.answer == "yes"
-    for number, at in enumerate(came):
-        assert at - began >= (number - 1) * 0.5
+    none_too_early(came, began)
 
 
 def test_a_stream_whose_turn_comes_too_late_is_refused(make_pool: MakePool, stub: StubLM, dspy: Any) -> None:
@@ -210,37 +215,27 @@ def test_a_stream_whose_turn_comes_too_late_is_refused(make_pool: MakePool, stub
 
 
 def test_retries_pass_the_limit_too(make_pool: MakePool, dspy: Any, program: Any, execution: str) -> None:
-    came: list[float] = []
-
-    def fault(request: StubRequest) -> str | None:
-        came.append(time.monotonic())
-        return "503" if len(came) <= 2 else None
-
-    with StubLM(faults=fault) as stub:  # which asks for no pause
+    faults = RefusedFirst("503", 2)
+    with StubLM(faults=faults) as stub:  # which asks for no pause
         limits = {MODEL: {"requests_per_minute": 60, "burst_s": 0}}
         pool = make_pool(workers=1, lm=stub.settings(), lm_limits=limits, execution=execution, timeout_s=None)
         began = time.monotonic()
         pool.run(program, ask())
-        assert [at - began >= number for number, at in enumerate(came)] == [True, True, True]
+        assert [at - began >= number for number, at in enumerate(faults.came)] == [True, True, True]
 
 
 @pytest.mark.parametrize("timeout_s", [None, 100])
 def test_a_streams_retries_pass_it_too_as_long_as_nothing_was_sent(
     make_pool: MakePool, dspy: Any, program: Any, execution: str, timeout_s: float | None
 ) -> None:
-    came: list[float] = []
-
-    def fault(request: StubRequest) -> str | None:
-        came.append(time.monotonic())
-        return "503" if len(came) <= 1 else None
-
-    with StubLM(faults=fault) as stub:
+    faults = RefusedFirst("503")
+    with StubLM(faults=faults) as stub:
         limits = {MODEL: {"requests_per_minute": 24, "burst_s": 0}}
         pool = make_pool(workers=1, lm=stub.settings(), lm_limits=limits, execution=execution, timeout_s=timeout_s)
         began = time.monotonic()
         *pieces, prediction = pool.stream(program, ask())
         assert "".join(piece.chunk for piece in pieces) == prediction.answer == "echo: q0"
-        assert [at - began >= 2.5 * number for number, at in enumerate(came)] == [True, True]
+        assert [at - began >= 2.5 * number for number, at in enumerate(faults.came)] == [True, True]
 
 
 @pytest.mark.parametrize("timeout_s", [None, 100])

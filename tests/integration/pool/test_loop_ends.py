@@ -107,3 +107,24 @@ def test_a_loop_may_end_at_any_step_of_a_use(use: str) -> None:
         assert "was never closed; its workers were killed" in said
         assert before.settled() == []
         assert all(worker.status is not None for worker in launcher.workers.values())
+
+
+def test_in_another_loop_the_loop_is_named_and_not_how_the_pool_broke() -> None:
+    async def opened(held: list[Any]) -> None:
+        held.append(dspool.AsyncPool(workers=1, launcher=FakeLauncher(lambda call: call.inputs)))
+        await held[0].open()
+
+    async def used() -> None:
+        with pytest.raises(dspool.PoolError, match="belongs to the event loop that opened it") as caught:
+            await held[0].run(echo, {})
+        assert type(caught.value) is dspool.PoolError
+
+    def forgotten() -> None:
+        held.clear()
+        gc.collect()
+
+    held: list[Any] = []
+    asyncio.run(opened(held))
+    asyncio.run(used())
+    with pytest.warns(ResourceWarning, match="was never closed"):
+        forgotten()

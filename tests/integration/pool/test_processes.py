@@ -453,6 +453,16 @@ def double_in_a_pool(n: int) -> Any:
 
 
 @pytest.mark.parametrize("start_method", ["template", "spawn"])
+def test_a_preload_that_can_not_be_imported_is_told_as_such(
+    make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_method: str
+) -> None:
+    (tmp_path / "imports_another.py").write_text("import no_such_module\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(dspool.WorkerStartError, match="the import of 'imports_another' for preload="):
+        make_pool(workers=1, start_method=start_method, preload=["imports_another"])
+
+
+@pytest.mark.parametrize("start_method", ["template", "spawn"])
 def test_a_module_that_opens_a_pool_as_it_is_imported_makes_no_chain_of_pools(
     make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_method: str
 ) -> None:

@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Literal
 
 import pydantic
@@ -135,6 +135,32 @@ def test_a_result_that_cannot_be_sent_names_its_place(make_pool: MakePool) -> No
         pool.run(unsendable, {})
     assert caught.value.code == "encode_error"
     assert pool.stats().exits == {}
+
+
+def count_up(n: int) -> Iterator[int]:
+    """A program for stream()."""
+    yield from range(n)
+
+
+async def count_later(n: int) -> AsyncIterator[int]:
+    """Another one."""
+    for number in range(n):
+        yield number
+
+
+@pytest.mark.parametrize("program", [count_up, count_later])
+def test_a_generator_that_is_run_is_told_of_stream(make_pool: MakePool, program: Any) -> None:
+    pool = make_pool(workers=1)
+    with pytest.raises(dspool.ProgramError, match=r"call it with stream\(\), which hands its items out"):
+        pool.run(program, {"n": 2})
+    assert list(pool.stream(program, {"n": 2})) == [0, 1]
+
+
+@pytest.mark.parametrize("status", [3, "yes", "", ["a"]])
+def test_a_status_that_is_none_is_refused_before_the_call(make_pool: MakePool, status: Any) -> None:
+    pool = make_pool(workers=1, lazy=True)
+    with pytest.raises(dspool.OptionsError, match="status must be True, False, a StatusMessageProvider of DSPy's"):
+        pool.stream(count_up, {"n": 2}, status=status)
 
 
 def unsendable() -> dict[str, Any]:

@@ -702,6 +702,8 @@ def test_a_reload_imports_again_and_ends_the_old_template_last(
     old = template_of(pool)
     module("VERSION = 2\n")
     pool.reload()
+    pool.wait_ready()
+    assert {pool.run(version, {}) for _ in range(4)} == {2}, "it has waited for the new workers"
     for _ in range(2):
         report = happenings.wait("worker.ended")["report"]
         assert (report.reason, report.exit_code, report.status_known) == ("reloaded", 0, True)

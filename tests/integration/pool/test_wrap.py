@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import copy
 import inspect
 import os
 import queue
 import socket
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -111,6 +112,7 @@ def test_an_async_pools_wrapper_is_awaited(make_async_pool: MakeAsyncPool, progr
     async def main() -> None:
         async with make_async_pool(workers=2) as pool:
             wrapped = pool.wrap(programs.Measured(), timeout_s=30)
+            wrapped.forward = wrapped.forward  # as optimizers put it back
             with dspy.context(lm=lm, trace=[], track_usage=True):
                 found = await asyncio.gather(*(wrapped.acall(question=question) for question in QUESTIONS))
                 assert len(dspy.settings.trace) == 6
@@ -166,17 +168,17 @@ def test_a_cancelled_acall_closes_its_request_where_the_program_is_async(
             answers = await asyncio.gather(*calls[:2], calls[3])
         assert [each.answer for each in answers] == ["echo: q0", "echo: q1", "echo: q3"]
 
-    async def main(stub: StubLM) -> tuple[Any, Any]:
+    async def main(stub: StubLM) -> dspool.PoolStats:
         if kind == "pool":
             pool = make_pool(**options)
             await cancel_one(pool.wrap(program), stub)
-            return pool.stats(), None
+            return pool.stats()
         async with make_async_pool(**options) as own:
             await cancel_one(own.wrap(program), stub)
-            return await own.stats(), None
+            return await own.stats()
 
     with StubLM(latency=1.0) as stub:
-        stats, _ = asyncio.run(asyncio.wait_for(main(stub), 60))
+        stats = asyncio.run(asyncio.wait_for(main(stub), 60))
     assert (stats.calls_ok, stats.calls_cancelled, stats.started, stats.exits) == (3, 1, 1, {})
 
 
@@ -313,22 +315,28 @@ def test_a_changed_program_is_noticed(make_pool: MakePool, programs: Any, lm: An
         assert wrapped(question="capital").answer == "Paris"
 
 
-def test_load_state_sees_what_the_fingerprint_does_not(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
-    pool, program = make_pool(workers=1), dspy.Predict("question -> answer")
-    program.demos = [dspy.Example(question="sea", answer="wet")]
-    wrapped = pool.wrap(program)
-    with dspy.context(lm=lm):
-        wrapped(question="capital")
-        state = wrapped.dump_state()
-        program.demos[0].answer = "salty"  # in place: the cheap look passes over it
-        wrapped.load_state(state | {"demos": program.demos})
-        wrapped(question="capital")
-    assert "salty" in str(lm.history[-1]["messages"])
+def test_load_state_sees_what_the_cheap_look_does_not(make_pool: MakePool, dspy: Any) -> None:
+    class Remembers(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.notes = SimpleNamespace(text="first")
+
+        def load_state(self, state: Any) -> None:
+            self.notes.text = state["text"]
+
+        def forward(self) -> str:
+            text: str = self.notes.text
+            return text
+
+    wrapped = make_pool(workers=1).wrap(Remembers())
+    assert wrapped() == "first"
+    wrapped.notes.text = "second"  # inside of an object, where it isn't looked
+    assert wrapped() == "first"
+    wrapped.load_state({"text": "third"})
+    assert wrapped() == "third"
 
 
 def test_copies_share_the_pool_and_nothing_else(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
-    import copy
-
     pool, program = make_pool(workers=1), programs.Measured()
     program.ask.predict.demos = [dspy.Example(question="sea", reasoning="r", answer="wet")]
     wrapped = pool.wrap(program)
@@ -412,6 +420,13 @@ def test_what_is_no_program_is_refused(make_pool: MakePool, programs: Any, dspy:
     for wrong in (programs.Measured, len, {"a": 1}, None):
         with pytest.raises(dspool.OptionsError, match=r"wrap\(\) takes a dspy.Module, or a signature"):
             pool.wrap(wrong)
+    with pytest.raises(dspool.OptionsError, match=r"the class Measured: pass an instance, Measured\(...\)"):
+        pool.wrap(programs.Measured)
+    with pytest.raises(dspool.OptionsError, match=r"run\(\), map\(\) and stream\(\) take functions"):
+        pool.wrap(len)
+    for around in (dspy.Parallel(), dspy.BootstrapFewShot(metric=None), dspy.Evaluate(devset=[])):
+        with pytest.raises(dspool.OptionsError, match="stays in your process: wrap the program that you give it"):
+            pool.wrap(around)
     with pytest.raises(dspool.OptionsError, match="timeout_s"):
         pool.wrap(programs.Measured(), timeout=3)
 
@@ -547,7 +562,7 @@ def test_nothing_comes_back_that_was_not_asked_for(make_pool: MakePool, programs
 def test_histories_are_where_inspect_history_looks(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
     from dspy.clients.base_lm import GLOBAL_HISTORY
 
-    wrapped, outer = make_pool(workers=1).wrap(programs.Measured()), None
+    wrapped = make_pool(workers=1).wrap(programs.Measured())
     outer = programs.Outer(wrapped)
     before = len(GLOBAL_HISTORY)
     with dspy.context(lm=lm):
@@ -555,10 +570,34 @@ def test_histories_are_where_inspect_history_looks(make_pool: MakePool, programs
     assert len(GLOBAL_HISTORY) - before == len(lm.history) == len(wrapped.history) == len(outer.history) == 2
     assert "capital" in str(lm.history[0]["messages"])
     assert "Paris" in str(lm.history[0]["outputs"])
-    for _ in range(3):  # the worker keeps none: each call brings its own alone
+    for _ in range(3):
         with dspy.context(lm=lm):
             wrapped(question="sum")
     assert len(lm.history) == 8
+
+
+def test_a_worker_keeps_no_history(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
+    class Looks(dspy.Module):
+        def __init__(self, own: Any) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+            self.ask.lm = own
+
+        def forward(self, question: str) -> Any:
+            from dspy.clients.base_lm import GLOBAL_HISTORY
+
+            used = self.ask.lm or dspy.settings.lm
+            kept = [GLOBAL_HISTORY, self.history, self.ask.history, used.history]
+            lengths = list(map(len, kept))
+            self.ask(question=question)
+            return lengths
+
+    pool = make_pool(workers=1)
+    for own in (None, programs.answering(max_tokens=7)):
+        wrapped = pool.wrap(Looks(own))
+        with dspy.context(lm=lm):
+            assert [wrapped(question="capital") for _ in range(3)] == [[0, 0, 0, 0]] * 3
+        assert len(wrapped.history) == 3
 
 
 def test_a_failed_calls_records_come_back_too(make_pool: MakePool, programs: Any, lm: Any, dspy: Any) -> None:
@@ -617,14 +656,9 @@ def test_a_predictor_made_on_the_way_has_a_stand_in(make_pool: MakePool, program
     assert found is last
 
 
-Setter = Callable[[Any], None]
-
-
 def test_a_forward_that_is_set_is_used_until_it_is_taken_back(
     make_pool: MakePool, programs: Any, lm: Any, dspy: Any
 ) -> None:
-    from types import MethodType
-
     program = programs.Measured()
     wrapped = make_pool(workers=1).wrap(program)
     own = object.__getattribute__(wrapped, "forward")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import logging
 import random
@@ -20,9 +19,8 @@ Compile = Callable[[Any], Any]
 
 
 @pytest.fixture(scope="module")
-def learner() -> Any:
-    """The LM, the program and the metrics; and quiet progress bars, which start no thread."""
-    importlib.import_module("tqdm").tqdm.monitor_interval = 0
+def learner(dspy: Any) -> Any:
+    """The LM, the program and the metrics."""
     from tests.integration.pool import learner_lm
 
     return learner_lm
@@ -37,9 +35,8 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.fixture
-def compiled(make_pool: MakePool, learner: Any) -> Callable[[Compile], tuple[Any, Any]]:
+def compiled(make_pool: MakePool, learner: Any, dspy: Any) -> Callable[[Compile], tuple[Any, Any]]:
     """Compiles the program twice, on a pool and in this process, and evaluates both here."""
-    import dspy
 
     def both(compile_program: Compile) -> tuple[Any, Any]:
         pool, found = make_pool(workers=2), []
@@ -62,9 +59,7 @@ def state(program: Any) -> Any:
     return {name: {**part, "lm": None} for name, part in program.dump_state().items()}
 
 
-def test_bootstrap_few_shot(compiled: Any, learner: Any) -> None:
-    import dspy
-
+def test_bootstrap_few_shot(compiled: Any, learner: Any, dspy: Any) -> None:
     def compile_program(program: Any) -> Any:
         optimizer = dspy.BootstrapFewShot(metric=learner.right, max_bootstrapped_demos=3, max_labeled_demos=1)
         return optimizer.compile(program, trainset=learner.examples())
@@ -74,9 +69,7 @@ def test_bootstrap_few_shot(compiled: Any, learner: Any) -> None:
     assert sum(demo.get("augmented", False) for demo in pooled.ask.predict.demos) == 3
 
 
-def test_bootstrap_few_shot_with_random_search(compiled: Any, learner: Any) -> None:
-    import dspy
-
+def test_bootstrap_few_shot_with_random_search(compiled: Any, learner: Any, dspy: Any) -> None:
     def compile_program(program: Any) -> Any:
         optimizer = dspy.BootstrapFewShotWithRandomSearch(
             metric=learner.right, max_bootstrapped_demos=2, max_labeled_demos=1, num_candidate_programs=2, num_threads=2
@@ -88,9 +81,7 @@ def test_bootstrap_few_shot_with_random_search(compiled: Any, learner: Any) -> N
     assert [each["score"] for each in pooled.candidate_programs] == [each["score"] for each in own.candidate_programs]
 
 
-def test_miprov2(compiled: Any, learner: Any) -> None:
-    import dspy
-
+def test_miprov2(compiled: Any, learner: Any, dspy: Any) -> None:
     def compile_program(program: Any) -> Any:
         optimizer = dspy.MIPROv2(
             metric=learner.right, auto=None, num_candidates=3, max_bootstrapped_demos=2, max_labeled_demos=1,
@@ -103,9 +94,7 @@ def test_miprov2(compiled: Any, learner: Any) -> None:
     assert state(pooled) == state(own)
 
 
-def test_gepa(compiled: Any, learner: Any) -> None:
-    import dspy
-
+def test_gepa(compiled: Any, learner: Any, dspy: Any) -> None:
     def compile_program(program: Any) -> Any:
         optimizer = dspy.GEPA(
             metric=learner.right_with_words, max_metric_calls=60, reflection_lm=learner.learner_lm(), num_threads=2,
@@ -118,9 +107,7 @@ def test_gepa(compiled: Any, learner: Any) -> None:
     assert pooled.ask.predict.signature.instructions == learner.ADVICE
 
 
-def test_simba(compiled: Any, learner: Any) -> None:
-    import dspy
-
+def test_simba(compiled: Any, learner: Any, dspy: Any) -> None:
     def compile_program(program: Any) -> Any:
         optimizer = dspy.SIMBA(metric=learner.right, bsize=5, num_candidates=2, max_steps=2, max_demos=2, num_threads=2)
         return optimizer.compile(program, trainset=learner.examples(), seed=1)

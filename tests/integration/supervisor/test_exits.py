@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dspool.protocol.limits import DUMP_SIGNAL
 from dspool.supervisor.boot import BootFailure
 from dspool.supervisor.exits import Ending, Order, build_report, explain, signal_name
 from dspool.supervisor.memory import OomCounter
@@ -50,6 +51,12 @@ def ending(status: ExitStatus, *orders: Order, ready: bool = True, **more: Any) 
     [
         (ending(KILLED, KILL), "timeout", "by a kill"),
         (ending(CRASHED, KILL), "crash", "killed by SIGSEGV"),
+        (
+            ending(CRASHED, KILL, signals={DUMP_SIGNAL}),
+            "timeout",
+            "by a kill; killed by SIGSEGV as its stacks were dumped",
+        ),
+        (ending(CRASHED, LATE_KILL, signals={DUMP_SIGNAL}), "crash", "killed by SIGSEGV"),
         (ending(code(0), KILL), "exited", "exit code 0"),
         (ending(code(3), KILL), "exited", "exit code 3"),
         (ending(UNKNOWN_STATUS, KILL), "timeout", "by a kill"),

@@ -76,8 +76,9 @@ async def test_a_forked_worker_is_killed_with_its_stacks_and_its_status_is_known
         worker = await tests.ready()
         tests.supervisor.kill(worker.worker_id, "timeout", "after 3 s", dump=True)
         report = await tests.exited(worker)
-        assert (report.reason, report.detail, report.signal) == ("timeout", "after 3 s", "SIGKILL")
-        assert report.status_known
+        assert (report.reason, report.status_known) == ("timeout", True)
+        fell = "; killed by SIGSEGV as its stacks were dumped"  # rarely, by CPython's fault: see exits.py
+        assert (report.detail, report.signal) in [("after 3 s", "SIGKILL"), (f"after 3 s{fell}", "SIGSEGV")]
         assert "most recent call first" in report.stack_dump
 
 

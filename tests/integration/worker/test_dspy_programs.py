@@ -304,9 +304,12 @@ def provider() -> Iterator[Provider]:
         thread.join()
 
 
-def test_an_lm_that_never_answers_is_given_up_before_the_deadline(dspy_slot: Channel, provider: Provider) -> None:
+@pytest.mark.parametrize("config", [{}, {"timeout": 600}], ids=["without a timeout", "with a longer one"])
+def test_an_lm_that_never_answers_is_given_up_before_the_deadline(
+    dspy_slot: Channel, provider: Provider, config: dict[str, Any]
+) -> None:
     provider.silent = True
-    dspy_slot.create(dspy.Predict("q -> a"))
+    dspy_slot.create(dspy.Predict("q -> a", **config))
     began = time.monotonic()
     info = dspy_slot.error_of(dspy_slot.execute({"q": "?"}, deadline_ms=3000, lm=provider.lm()))
     assert time.monotonic() - began < 3
@@ -327,6 +330,18 @@ def test_an_lms_own_number_of_retries_stands(dspy_slot: Channel, provider: Provi
     lm = provider.lm(num_retries=1, timeout=20)
     info = dspy_slot.run_badly(dspy.Predict("q -> a"), {"q": "?"}, deadline_ms=30_000, lm=lm)
     assert (info.code, info.status, provider.requests) == ("lm_error", 503, 2)
+
+
+def state_of_the_lm() -> Any:
+    return dspy.settings.lm.dump_state()
+
+
+def test_an_lms_saved_state_is_one_of_dspys_own_class(spawn: Spawn) -> None:
+    worker = spawn(lm=LMSpec("d", "openai/stub", {"temperature": 0.5}))
+    state = worker.slot.run(state_of_the_lm, {}).result["value"]
+    lm = dspy.BaseLM.load_state(state)
+    assert type(lm) is dspy.LM
+    assert (lm.model, lm.kwargs["temperature"]) == ("openai/stub", 0.5)
 
 
 def test_deadlines_do_not_part_what_dspy_caches(spawn: Spawn, provider: Provider, tmp_path: Path) -> None:

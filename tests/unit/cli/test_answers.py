@@ -96,7 +96,20 @@ def test_overwrite_begins_anew(out: Path, rows: Rows) -> None:
     answers.open(resume=False, overwrite=True)
     assert (answers.check(rows), answers.done) == (3, {})
     assert out.read_bytes()  # until all is known to be well
-    answers.empty()
+    assert answers.state() == f"{out} is as it was"
+    answers.begin()
+    assert answers.state().startswith("0 rows are in")
+    answers.write(next(iter(rows)), outputs=2)
+    answers.begin()
+    assert b'"outputs": 2' in out.read_bytes()
+    answers.close()
+
+
+def test_overwriting_with_no_rows_leaves_none(out: Path, rows: Rows) -> None:
+    write(out, rows, {"outputs": 1})
+    answers = Answers(str(out))
+    answers.open(resume=False, overwrite=True)
+    answers.begin()
     answers.close()
     assert out.read_bytes() == b""
 

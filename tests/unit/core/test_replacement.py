@@ -105,13 +105,15 @@ def test_the_event_says_precisely_why_a_worker_is_due() -> None:
         assert why_due(world) == detail
 
 
-def test_a_worker_that_is_due_says_so_once() -> None:
+def test_a_worker_that_is_due_says_so_once_and_is_reloaded_all_the_same() -> None:
     world = World.ready(1, max_requests=1)
     world.run(program="p")
-    world.do(Reload())
+    reasons = [world.core.workers[1].due]
     world.do(Recycle(1))
     assert "worker.due" not in world.events
-    assert world.core.workers[1].due == "recycle_requests"
+    world.do(Reload())
+    reasons.append(world.core.workers[1].due)
+    assert reasons == ["recycle_requests", "reloaded"], "whoever waits for the reload waits for this one too"
 
 
 @pytest.mark.parametrize(("reason", "options"), WHYS)

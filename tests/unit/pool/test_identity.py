@@ -2,9 +2,6 @@
 
 import enum
 import functools
-import os
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -13,19 +10,14 @@ from typing import Any, Literal
 import pydantic
 import pytest
 
-from dspool.options import PoolOptions
 from dspool.pool.programs import ProgramStore
+from tests.unit.pool.sent import module_class, run_python
 
 pytestmark = pytest.mark.unit
 # Whichever of these comes first pays half a second for importing dspy.
 needs_dspy = pytest.mark.slow
 
 KEY = "sk-0123456789abcdef"
-
-
-@pytest.fixture
-def store() -> ProgramStore:
-    return ProgramStore(PoolOptions(name="unit"))
 
 
 def shout(text: str) -> str:
@@ -48,24 +40,6 @@ class Counter:
 class Mood(enum.Enum):
     GOOD = "good"
     BAD = "bad"
-
-
-def module_class(dspy: Any, *, words: Any = None) -> Any:
-    """A class of modules that only goes by value, made anew at each call."""
-
-    class Pipeline(dspy.Module):
-        allowed = frozenset({"alpha", "beta", "gamma", "delta"})
-
-        def __init__(self, k: int = 5, signature: Any = "question -> answer") -> None:
-            super().__init__()
-            self.k = k
-            self.words = words
-            self.steps = [dspy.Predict(signature), dspy.ChainOfThought(signature)]
-
-        def forward(self, question: str) -> Any:
-            return self.steps[1](question=question) if question in {"a", "b", "c"} else self.steps[0](question=question)
-
-    return Pipeline
 
 
 @needs_dspy
@@ -261,13 +235,6 @@ SCRIPT = """
             file.write(program.spec.data)
     print(program.program_id)
 """
-
-
-def run_python(*arguments: str, seed: str = "0") -> str:
-    environment = os.environ | {"PYTHONHASHSEED": seed}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=50, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 @pytest.mark.slow

@@ -54,12 +54,16 @@ def test_elsewhere_it_lies_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memory files are Linux's")
-def test_a_path_that_leads_elsewhere_is_not_believed(tmp_path: Path) -> None:
+def test_a_path_that_leads_elsewhere_or_is_anothers_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "other").touch()
     fd = os.memfd_create("limits")
     try:
         assert limit_file._others_may_open(f"/proc/{os.getpid()}/fd/{fd}", fd)
         assert not limit_file._others_may_open(str(tmp_path / "other"), fd)
         assert not limit_file._others_may_open(str(tmp_path / "nothing"), fd)
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert not limit_file._others_may_open(f"/proc/{os.getpid()}/fd/{fd}", fd)
     finally:
         os.close(fd)

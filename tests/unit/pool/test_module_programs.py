@@ -9,13 +9,11 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cloudpickle
 import pytest
 
 from dspool.errors import EncodeError
-from dspool.options import PoolOptions
-from dspool.pool.programs import Program, ProgramStore
-from dspool.protocol.messages import PickledProgram
+from dspool.pool.programs import ProgramStore
+from tests.unit.pool.sent import loaded, module_class, pickled
 
 pytestmark = pytest.mark.unit
 # Whichever of these comes first pays half a second for importing dspy.
@@ -24,45 +22,13 @@ needs_dspy = pytest.mark.slow
 KEY = "sk-0123456789abcdef"
 
 
-@pytest.fixture
-def store() -> ProgramStore:
-    return ProgramStore(PoolOptions(name="unit"))
-
-
 def shout(text: str) -> str:
     return text.upper()
-
-
-def pickled(program: Program) -> PickledProgram:
-    assert isinstance(program.spec, PickledProgram)
-    return program.spec
-
-
-def loaded(program: Program) -> Any:
-    return cloudpickle.loads(pickled(program).data)
 
 
 class Mood(enum.Enum):
     GOOD = "good"
     BAD = "bad"
-
-
-def module_class(dspy: Any, *, words: Any = None) -> Any:
-    """A class of modules that only goes by value, made anew at each call."""
-
-    class Pipeline(dspy.Module):
-        allowed = frozenset({"alpha", "beta", "gamma", "delta"})
-
-        def __init__(self, k: int = 5, signature: Any = "question -> answer") -> None:
-            super().__init__()
-            self.k = k
-            self.words = words
-            self.steps = [dspy.Predict(signature), dspy.ChainOfThought(signature)]
-
-        def forward(self, question: str) -> Any:
-            return self.steps[1](question=question) if question in {"a", "b", "c"} else self.steps[0](question=question)
-
-    return Pipeline
 
 
 # What is sent.

@@ -3,8 +3,6 @@
 import functools
 import gc
 import importlib.util
-import os
-import subprocess
 import sys
 import threading
 import weakref
@@ -25,29 +23,17 @@ from dspool.protocol.messages import (
     DefinedProgram,
     ImportedProgram,
     LMSpec,
-    PickledProgram,
     SignatureProgram,
 )
 from dspool.protocol.requests import encode_request
+from tests.unit.pool.sent import loaded, pickled, run_python
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture
-def store() -> ProgramStore:
-    return ProgramStore(PoolOptions(name="unit"))
 
 
 def create(store: ProgramStore, name: str, definition: Any, *, replace: bool = False) -> Program:
     """Register a program as a pool does, which has a worker look at some in between."""
     return store.register(store.prepare(name, definition, replace=replace), replace=replace)
-
-
-def run_python(*arguments: str, seed: str = "0") -> str:
-    environment = os.environ | {"PYTHONHASHSEED": seed}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=50, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def shout(text: str) -> str:
@@ -65,15 +51,6 @@ class Counter:
 
     def __call__(self, by: int) -> int:
         return self.add(by)
-
-
-def pickled(program: Program) -> PickledProgram:
-    assert isinstance(program.spec, PickledProgram)
-    return program.spec
-
-
-def loaded(program: Program) -> Any:
-    return cloudpickle.loads(pickled(program).data)
 
 
 # Strings.

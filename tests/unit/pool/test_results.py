@@ -26,11 +26,6 @@ needs_dspy = pytest.mark.slow
 USAGE = {"openai/m": {"prompt_tokens": 3, "completion_tokens": 4}}
 
 
-@pytest.fixture
-def store() -> ProgramStore:
-    return ProgramStore(PoolOptions(name="unit"))
-
-
 def shout(text: str) -> str:
     return text.upper()
 

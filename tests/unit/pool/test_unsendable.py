@@ -22,6 +22,8 @@ from dspool.pool.pickling import pickled
 from dspool.pool.unsendable import MOST_NAMED, unsendable
 from dspool.testing.fake import FakeLauncher
 
+pytestmark = pytest.mark.unit
+
 LOCK = threading.Lock()
 
 
@@ -79,6 +81,11 @@ class Lists(list[Any]):
         return list, (), None, iter([threading.Lock()])
 
 
+def locked() -> Any:
+    """Is sent by its name, whatever it uses."""
+    return LOCK
+
+
 def named(thing: Any, label: str = "self") -> list[str]:
     """The ways to what is named."""
     with pytest.raises(BaseException):  # noqa: B017, PT011  whatever: it can't be pickled
@@ -122,6 +129,7 @@ def test_a_file_that_is_written_to_is_named(tmp_path: Any) -> None:
 
 def test_only_what_a_pickle_would_hold_is_named() -> None:
     assert named(Careful(lock=LOCK, inner=Careful(lock=LOCK, event=LOCK))) == ["self.inner.event"]
+    assert named(Holder(function=locked, lock=LOCK)) == ["self.lock"]
 
 
 def test_members_are_found_in_all_that_holds_members() -> None:
@@ -251,6 +259,7 @@ def test_where_there_are_very_many_the_first_are_looked_at(monkeypatch: pytest.M
     assert looks < 1100
 
 
+@pytest.mark.slow
 def test_what_is_no_single_members_fault_is_told_as_it_is() -> None:
     deep: list[Any] = []
     for _ in range(100_000):
@@ -271,4 +280,4 @@ def test_a_pool_is_one_member_with_advice_of_its_own() -> None:
         for each in (pool, executor):
             assert named(Holder(inner=Holder(pool=each))) == ["self.inner.pool"]
             found = unsendable(Holder(pool=each), "self")
-            assert "a program calls another one directly, or as pool.wrap() gives it" in found
+            assert "a program calls another directly, or is given what pool.wrap() makes" in found

@@ -14,6 +14,8 @@ import pytest
 from dspool.pool.slot_pipe import SlotPipe
 from dspool.pool.waits import AnyioWaits, AsyncioWaits, ThreadWaits, TrioWaits
 
+pytestmark = pytest.mark.unit
+
 LIMIT_S = 30.0
 NO_DRIVER: Any = None
 """These waits ask nothing of it."""

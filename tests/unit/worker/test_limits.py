@@ -143,6 +143,25 @@ def test_tokens_that_were_used_are_waited_for(make: Callable[..., Limits], clock
     assert waited(gate_of(limits), clock) == 0
 
 
+def test_a_request_that_took_no_turn_has_nothing_to_give_back(make: Callable[..., Limits], clock: Clock) -> None:
+    limits = make(any=LimitSpec(tokens_per_minute=600, burst_s=0))
+    first = gate_of(limits)
+    assert waited(first, clock) == 0
+    first.used(100)
+    gate_of(limits).used(0)  # a cache had its answer
+    assert waited(gate_of(limits), clock) == 10
+
+
+def test_what_several_completions_used_is_their_average_each(make: Callable[..., Limits], clock: Clock) -> None:
+    limits = make(any=LimitSpec(tokens_per_minute=600, burst_s=0))
+    gate = limits.gate(MODEL, {}, 4)
+    assert gate is not None
+    assert waited(gate, clock) == 0
+    gate.used(400)
+    assert waited(gate_of(limits), clock) == 40
+    assert waited(gate_of(limits), clock) == 10
+
+
 def test_a_providers_pause_holds_back_all_workers_without_any_limit(make: Callable[..., Limits], clock: Clock) -> None:
     one, two = make(), make()
     assert two.gate(MODEL, {}) is None
@@ -151,7 +170,9 @@ def test_a_providers_pause_holds_back_all_workers_without_any_limit(make: Callab
     assert two.gate(MODEL, {"api_key": "another"}) is None
     with pytest.raises(TurnTooLate, match=r"asked this pool for a pause, which ends in 5\.0 s; the call's"):
         next(gate_of(two).pauses(clock.now + 4))
-    assert 5 <= waited(gate_of(two), clock) <= 5 + SPREAD_S
+    gate = gate_of(two)
+    assert 5 <= waited(gate, clock) <= 5 + SPREAD_S
+    assert gate.held_back
     assert two.gate(MODEL, {}) is None
 
 

@@ -127,3 +127,10 @@ def test_an_attribute_may_have_dots() -> None:
     assert import_attribute("json:JSONDecoder.decode") is json.JSONDecoder.decode
     with pytest.raises(ImportError, match="nothing_there"):
         import_attribute("json:JSONDecoder.nothing_there")
+
+
+def test_a_file_in_the_place_of_a_module_is_told() -> None:
+    with pytest.raises(ImportError, match=r"A path has no \.py: 'json:loads'"):
+        import_attribute("json.py:loads")
+    with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_module'"):
+        import_attribute("no_such_module:py")

@@ -76,6 +76,17 @@ def test_models_beyond_the_first_are_one_and_names_are_cut(tracker: Any) -> None
     assert MSGPACK.decode_response(body).spent == spent
 
 
+def test_no_model_has_more_prices_than_requests_and_those_of_the_others_are_together(tracker: Any) -> None:
+    from dspool.worker.spending import MAX_MODELS
+
+    for number in range(MAX_MODELS + 2):
+        tracker.add_usage(str(number), ENTRY)
+    tracker.costs += [("0", 0.5), ("0", 0.5), (str(MAX_MODELS), 1.0), (str(MAX_MODELS + 1), 2.0), ("nobody", 4.0)]
+    first, *_, others = tracker.spent()
+    assert (first.requests, first.priced, first.cost_usd) == (1, 1, 0.5)
+    assert (others.requests, others.priced, others.cost_usd) == (2, 2, 3.0)
+
+
 @pytest.mark.parametrize("cost", [None, -1.0, float("nan"), float("inf"), "dear"])
 def test_a_price_that_is_none_is_not_counted(tracker: Any, cost: Any) -> None:
     import dspy

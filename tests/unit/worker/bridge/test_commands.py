@@ -32,13 +32,12 @@ class Plain:
     def __init__(self, value: Any) -> None:
         self._value = value
 
-    def call(self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None) -> Outcome:
+    def call(
+        self, inputs: dict[str, Any], lm: dict[str, Any] | None, deadline: float | None, running: object = None
+    ) -> Outcome:
         if isinstance(self._value, BaseException):
             raise self._value
         return "value", self._value, None, None
-
-    def call_in(self, running: object, *args: Any) -> Outcome:
-        return self.call(*args)
 
 
 class PlainLoader(Loader):

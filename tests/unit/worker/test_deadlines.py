@@ -1,17 +1,13 @@
-"""Deadlines, the main thread's jobs, the command line."""
+"""What a call's deadline leaves for a request to an LM, and how long a retry waits."""
 
 from __future__ import annotations
 
-import os
-import threading
 import types
 from typing import Any
 
 import pytest
 
-from dspool.worker.__main__ import parse
 from dspool.worker.deadlines import pause_asked, request_timeout, retry_pause
-from dspool.worker.main_thread import MainThread
 
 pytestmark = pytest.mark.unit
 
@@ -78,41 +74,3 @@ def test_how_long_to_wait_may_be_in_the_response_behind_an_error(headers: Any, e
     assert pause_asked(error) == expected
     behind.__cause__ = error  # in a circle
     assert pause_asked(error) == expected
-
-
-def test_jobs_of_other_threads_run_on_the_main_thread_one_after_the_other() -> None:
-    main = MainThread()
-    found: list[object] = []
-
-    def ask() -> None:
-        found.append(main.run(threading.current_thread))
-        with pytest.raises(LookupError) as caught:
-            main.run(lambda: os.environ["NOT_THERE_AT_ALL"])
-        found.append(caught.type)
-        main.stop()
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    main.serve()
-    thread.join(10)
-    assert found == [threading.main_thread(), KeyError]
-
-
-def test_a_job_of_the_main_thread_runs_at_once() -> None:
-    main = MainThread()
-    assert main.run(lambda: main.run(lambda: 5)) == 5
-
-
-def test_the_command_line_names_file_descriptors() -> None:
-    read_fd, write_fd = os.pipe()
-    try:
-        line = ["--control", str(read_fd), "--lifeline", str(write_fd), "--slots", f"{read_fd},{write_fd}"]
-        assert parse(line) == {"--control": [read_fd], "--lifeline": [write_fd], "--slots": [read_fd, write_fd]}
-        for bad in ([], line[:-2], [*line, "--what", "5"], [*line, "--dump"], [*line[:-1], "2"], [*line[:-1], "x"]):
-            with pytest.raises(ValueError, match=r"option|several|from 3 on|shorter|longer|invalid literal"):
-                parse(bad)
-    finally:
-        os.close(read_fd)
-        os.close(write_fd)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        parse(line)
