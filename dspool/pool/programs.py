@@ -23,12 +23,13 @@ dspy is looked up in sys.modules and never imported: a DSPy object can only exis
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import threading
 import types
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, NamedTuple, NoReturn
@@ -196,6 +197,15 @@ class ProgramStore:
                 again = self._candidate(program, definition, allow_pickle)
                 again.program.runs = old.runs
                 self._register(again, registered.created_at)
+
+    @contextlib.contextmanager
+    def changing(self, program: Any) -> Iterator[None]:
+        """For calls, what is changed in here changes at once: who finds some of it changed waits for the rest."""
+        with self._lock:
+            try:
+                yield
+            finally:
+                self.refresh(program)
 
     # Under the lock.
 

@@ -17,6 +17,7 @@ dspy is looked up in sys.modules, imported by wrap() alone.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import operator
@@ -205,13 +206,21 @@ class Pooled:
     # --- state ----------------------------------------------------------------------------------------------------
 
     def load_state(self, *args: Any, **kwargs: Any) -> Any:
-        """As the program's; at the next call all of it is looked at."""
+        """As the program's, at once for calls that begin meanwhile; at the next one all of it is looked at."""
         plain = self._dspool.plain
-        result = plain.load_state(*args, **kwargs)
-        control = self._dspool.pool._control
-        if control is not None:
-            control.programs.refresh(plain)
+        with _changing(self._dspool):
+            result = plain.load_state(*args, **kwargs)
         return self if result is plain else result
+
+    def set_lm(self, *args: Any, **kwargs: Any) -> Any:
+        """As the program's, in the same way."""
+        with _changing(self._dspool):
+            return self._dspool.plain.set_lm(*args, **kwargs)
+
+
+def _changing(link: _Link) -> contextlib.AbstractContextManager[None]:
+    control = link.pool._control
+    return contextlib.nullcontext() if control is None else control.programs.changing(link.plain)
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:

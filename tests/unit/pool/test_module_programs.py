@@ -236,6 +236,23 @@ def test_running_a_module_here_does_not_change_it(store: ProgramStore, dspy: Any
 
 
 @needs_dspy
+def test_a_change_of_several_steps_is_one_for_calls(store: ProgramStore, dspy: Any) -> None:
+    module = module_class(dspy)()
+    store.resolve(module)
+    found: list[Any] = []
+    calls = threading.Thread(target=lambda: found.append(store.resolve(module)))
+    with store.changing(module):
+        module.steps[0].demos = [{"answer": "new"}]
+        calls.start()
+        calls.join(0.1)  # it has every chance to look
+        module.steps[1].predict.demos = [{"answer": "new"}]
+    calls.join()
+    assert [step.demos for step in (loaded(found[0]).steps[0], loaded(found[0]).steps[1].predict)] == [
+        [{"answer": "new"}]
+    ] * 2
+
+
+@needs_dspy
 def test_what_the_watch_cannot_see_needs_a_refresh(store: ProgramStore, dspy: Any) -> None:
     module = dspy.ReAct("question -> answer", tools=[shout])
     before = store.resolve(module)
