@@ -525,7 +525,8 @@ class Pool(PoolFront):
     def reload(self) -> None:
         """Replace every worker, one at a time, each kept until its replacement is ready.
 
-        Returns at once. Calls may run in old workers, with what these have imported, until wait_ready() returns.
+        Returns at once. Calls may run in old workers, with what these have imported, until wait_ready() returns. Each
+        worker ends its calls before the next one is replaced.
         """
         self._driver.order(c.Reload())
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 
 from dspool.options import PoolOptions
 from dspool.pool.core.commands import Refusal
 from dspool.pool.core.records import Group, Lease
 
+_NAME = re.compile(r"^(?:callable|import):|(?:-[0-9a-f]{32}|#\d+)$")
 _LEAVING = ("draining", "stopping")
 
 
@@ -43,7 +45,7 @@ def late(
     else:
         advice = "add workers, or allow more time with timeout_s or queue_timeout_s"
     if oldest is not None:
-        what = oldest.program if oldest.running else "a lease that runs nothing"
+        what = _name(oldest.program) if oldest.running and oldest.program else "a lease that runs nothing"
         workers += f"; longest held: worker {oldest.worker_id} for {now - oldest.granted_at:.3f} s, by {what}"
     message = f"had no worker free within {waited_s:.3f} s; calls that wait: {waiting}; workers: {workers}; {advice}"
     return Refusal("QueueTimeout", message)
@@ -150,6 +152,11 @@ def broken(groups: Sequence[Group], options: PoolOptions) -> Refusal:
         f"every {max(group.breaker.cooldown_s for group in groups):g} s"
     )
     return Refusal("PoolBroken", message, reports=reports)
+
+
+def _name(program: str) -> str:
+    """A program's id as people know it: without digest or number, nor the kind before a path."""
+    return _NAME.sub("", program)
 
 
 def _resize(groups: Collection[Group]) -> str:

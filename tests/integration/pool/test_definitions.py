@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,20 +156,6 @@ def test_what_the_manager_can_know_is_said_without_a_worker(make_pool: MakePool,
         pool.run(definition, {})
     assert pool.list_programs() == []
     assert pool.stats().started == 0
-
-
-def test_the_how_to_pages_definitions_run(pool: dspool.Pool) -> None:
-    page = Path(__file__).parents[3] / "docs" / "how-to" / "define-programs-as-data.md"
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    code: dict[str, Any] = {}
-    exec("\n".join(blocks), code)
-    said = code["triage"](pool, "order 17 never came")
-    assert re.fullmatch(r"(billing|login|other): echo: order 17 never came, \[\d+.*\]", said)
-    assert code["swap"](pool, "Be quick.")["execution_count"] == 0
-    code["with_its_own_lm"](pool)
-    assert pool.program_info("local")["lm"] == "openai/llama"
-    for definition in (code["AGENT"], code["BEST"], code["MINE"]):
-        pool.create_program("other", definition, check=False, replace=True)
 
 
 # --- kinds ------------------------------------------------------------------------------------------------------------

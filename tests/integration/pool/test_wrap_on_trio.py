@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
@@ -34,6 +35,12 @@ def opened(make_pool: MakePool, make_async_pool: MakeAsyncPool) -> Callable[...,
                 yield pool
 
     return opened
+
+
+@pytest.fixture(autouse=True)
+def _no_limiter_of_asyncio(monkeypatch: pytest.MonkeyPatch, dspy: Any) -> None:
+    """DSPy keeps the limiter of its threads for the process, and on another kind of loop it is of no use."""
+    monkeypatch.setattr(sys.modules["dspy.utils.asyncify"], "_limiter", None)
 
 
 async def streamed(program: Any, dspy: Any) -> list[Any]:
