@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 from dspool.options import PoolOptions
 from dspool.pool.core.commands import Refusal
 from dspool.pool.core.records import Group, Lease
 
-_NAME = re.compile(r"^(?:callable|import):|(?:-[0-9a-f]{32}|#\d+)$")
+_DIGEST_CHARS = 32
 _LEAVING = ("draining", "stopping")
 
 
@@ -156,7 +155,10 @@ def broken(groups: Sequence[Group], options: PoolOptions) -> Refusal:
 
 def _name(program: str) -> str:
     """A program's id as people know it: without digest or number, nor the kind before a path."""
-    return _NAME.sub("", program)
+    kind, _, path = program.partition(":")
+    name = (path if kind in ("callable", "import") else program).partition("#")[0]
+    before, _, digest = name.rpartition("-")
+    return before if len(digest) == _DIGEST_CHARS and before else name
 
 
 def _resize(groups: Collection[Group]) -> str:

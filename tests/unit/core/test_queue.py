@@ -279,6 +279,22 @@ def test_a_timeout_in_the_queue_says_what_the_workers_did(workers: int, ready: i
     assert f"had no worker free within 0.000 s; calls that wait: 1; {said}" in world.refusal(late).message
 
 
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        ("Predict-" + "0123456789abcdef" * 2, "Predict"),
+        ("callable:app.jobs.work#12", "app.jobs.work"),
+        ("import:app.jobs:work", "app.jobs:work"),
+        ("my-program", "my-program"),
+    ],
+)
+def test_what_holds_a_worker_is_called_by_its_name(program: str, name: str) -> None:
+    world = World.ready(1)
+    world.checkout(program=program)
+    late = world.checkout(deadline=4.0, now=4.0)
+    assert f"s, by {name}; add workers" in world.refusal(late).message
+
+
 def test_workers_that_leave_are_told_of_where_there_are_any() -> None:
     world = World.ready(2)
     held = world.checkout(), world.checkout()
