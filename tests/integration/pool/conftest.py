@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
 import sys
@@ -34,15 +35,20 @@ class Script:
             cwd=cwd,
         )
         self.began = time.monotonic()
+        self._said = b""
 
     def line(self) -> Any:
         """The next line it says."""
         assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], DEADLINE_S)[0]:
-            raise TimeoutError("the script says nothing")
-        text = self.process.stdout.readline()
-        if not text:
-            raise AssertionError(f"the script ended with {self.process.wait()}: {self.errors()}")
+        # Not readline(): it would keep a second line that came with the first, which select() then doesn't see.
+        while b"\n" not in self._said:
+            if not select.select([self.process.stdout], [], [], DEADLINE_S)[0]:
+                raise TimeoutError("the script says nothing")
+            said = os.read(self.process.stdout.fileno(), 2**16)
+            if not said:
+                raise AssertionError(f"the script ended with {self.process.wait()}: {self.errors()}")
+            self._said += said
+        text, _, self._said = self._said.partition(b"\n")
         return json.loads(text)
 
     def errors(self) -> str:
