@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,13 +19,6 @@ PROVIDERS: list[Provider] = ["openai", "anthropic", "gemini"]
 KEY = "sk-canary-0123456789"
 
 
-@pytest.fixture(params=[(provider, engine) for provider in PROVIDERS for engine in ("auto", "litellm")], ids="-".join)
-def way(request: pytest.FixtureRequest) -> tuple[Provider, str]:
-    """A provider, and which client speaks to it."""
-    found: tuple[Provider, str] = request.param
-    return found
-
-
 @pytest.fixture
 def stub() -> Iterator[StubLM]:
     """A server that does what the question says: the status that is its first word, or else an echo."""
@@ -37,13 +31,17 @@ def stub() -> Iterator[StubLM]:
         yield server
 
 
-def test_answers_tokens_and_errors_of_each_provider(
-    make_pool: MakePool, stub: StubLM, way: tuple[Provider, str]
-) -> None:
-    provider, engine = way
-    lm = stub.settings(provider, api_key=KEY, engine=engine, num_retries=0)
-    pool = make_pool(workers=1, lm=lm, timeout_s=60)
-    prediction = pool.run("question -> answer", {"question": "why?"})
+@pytest.mark.parametrize("engine", ["auto", "litellm"])
+def test_answers_tokens_and_errors_of_each_provider(make_pool: MakePool, stub: StubLM, engine: str) -> None:
+    pool = make_pool(workers=1, timeout_s=60)
+    for provider in PROVIDERS:
+        lm = stub.settings(provider, api_key=KEY, engine=engine, num_retries=0)
+        _answers_tokens_and_errors(functools.partial(pool.run, "question -> answer", lm=lm), stub, provider)
+    assert pool.stats().exits == {}
+
+
+def _answers_tokens_and_errors(ask: Callable[[dict[str, str]], Any], stub: StubLM, provider: Provider) -> None:
+    prediction = ask({"question": "why?"})
     assert prediction.answer == "echo: why?"
     (usage,) = prediction.get_lm_usage().values()
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] > 0
@@ -56,14 +54,13 @@ def test_answers_tokens_and_errors_of_each_provider(
         (400, False, "see to the key, the model's name or the request"),
     ):
         with pytest.raises(dspool.ProgramError) as caught:
-            pool.run("question -> answer", {"question": f"{status} please"})
+            ask({"question": f"{status} please"})
         error = caught.value
         assert (error.code, error.status, error.retryable) == ("lm_error", status, retryable)
         assert error.retry_after_s == (7 if status in (429, 503) else None)
         assert advice in str(error)
         assert KEY not in f"{error} {error!r} {error.remote_traceback} {error.details}"
-    assert pool.run("question -> answer", {"question": "still there?"}).answer == "echo: still there?"
-    assert pool.stats().exits == {}
+    assert ask({"question": "still there?"}).answer == "echo: still there?"
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
