@@ -10,7 +10,7 @@ SHELL := /bin/sh
 
 PYTHON ?= python3
 SEEDS ?= 1000
-JOBS ?= 3
+JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 SEED ?= 1
 # Newest versions by default; `make lock LOCK_ARGS=` keeps every pin that still fits pyproject.toml.
 LOCK_ARGS ?= --upgrade
@@ -89,7 +89,7 @@ PIP_FAILED = { echo "dspool: pip could not install $(1); its own message is abov
 help: ## list the targets
 	@echo "Targets (each makes .venv by itself when it needs it):"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
-	@echo "Variables: PYTHON=python3.12 (what .venv is made of), ARGS=\"...\" (passed on), SEEDS=1000, SEED=1, JOBS=3."
+	@echo "Variables: PYTHON=python3.12 (what .venv is made of), ARGS=\"...\" (passed on), SEEDS=1000, SEED=1, JOBS=$(JOBS)."
 	@echo "The benchmarks make .venv-bench for the peers they measure against; one script: make bench ONLY=calls,"
 	@echo "its options: make bench ONLY=calls ARGS=--help. How to read them: docs/how-to/benchmark.md."
 
@@ -128,7 +128,7 @@ demo: $(STAMP) ## the main job on four workers, one of which is killed half-way 
 	@$(VENV)/bin/dspool demo $(ARGS)
 
 .PHONY: test
-test: $(STAMP) ## every test, JOBS=3 files at a time (ARGS are pytest's, as in ARGS="-k lease -x")
+test: $(STAMP) ## every test, JOBS files at a time: two more than there are cores (ARGS are pytest's, as in ARGS="-k lease -x")
 	@$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # The pages of docs/ are not ruff's: build_reference.py writes them.
