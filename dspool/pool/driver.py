@@ -39,6 +39,7 @@ from dspool.pool.core.states import LeaseState, PoolState
 from dspool.pool.logged_pipe import slot_pipes
 from dspool.pool.slot_pipe import SlotPipe
 from dspool.pool.usage import UsageBook
+from dspool.supervisor.exits import TEMPLATE_DIED
 from dspool.supervisor.frame_log import FrameLog
 from dspool.types import ExitReason, ExitReport, PoolHealth, PoolStats, WorkerInfo
 
@@ -360,7 +361,8 @@ class Driver:
             del self.reports[next(iter(self.reports))]
         failures = self.core.counters.start_failures
         self.order(c.WorkerExited(worker_id, report))
-        if self.core.counters.start_failures > failures and len(self.failed_starts) < 10:
+        failed = self.core.counters.start_failures > failures and report.detail != TEMPLATE_DIED
+        if failed and len(self.failed_starts) < 10:
             self.failed_starts.append(report)
         self._let_go(worker_id)
         self._tell_changed()

@@ -30,6 +30,9 @@ PLANNED: frozenset[ExitReason] = frozenset(
 FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
 """What a process dies of by its own doing."""
 
+TEMPLATE_DIED = "its template died just after it had forked it"
+"""Of a worker that was still in its template's process group, which is killed with it: no fault of the start's."""
+
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """A stop or kill that was asked for. `in_time`: the process was alive then."""
@@ -115,6 +118,8 @@ def explain(ending: Ending) -> tuple[ExitReason, str]:
         fell = f"; {describe(ending.status)} as its stacks were dumped" if _fell_over_dump(ending) else ""
         return order.reason, order.detail + fell
     status, how = ending.status, describe(ending.status)
+    if not ending.was_ready and status.orphaned and status.signal in (None, signal.SIGKILL):
+        return "boot_error", TEMPLATE_DIED
     perhaps = ", perhaps out of memory" if ending.out_of_memory else ""
     if not ending.was_ready:
         last = next((line.strip() for line in reversed(ending.output_tail.splitlines()) if line.strip()), "")

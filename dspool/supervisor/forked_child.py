@@ -7,6 +7,7 @@ import os
 import signal
 
 import anyio
+import msgspec
 
 from dspool.supervisor import forked
 from dspool.supervisor.ends import ManagerEnds
@@ -82,7 +83,7 @@ class ForkedChild:
         if self._holds_its_number():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-        return self._collect(self.pid)
+        return msgspec.structs.replace(self._collect(self.pid), orphaned=self._asked.ended.is_set())
 
     def _holds_its_number(self) -> bool:
         """Whether a group of the worker's number can only be the worker's."""

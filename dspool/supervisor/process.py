@@ -27,11 +27,17 @@ END_WAIT_MS = 200
 
 
 class ExitStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How a process ended. `known` is False where somebody else collected its status."""
+    """How a process ended.
+
+    Attributes:
+        known: False where somebody else collected its status.
+        orphaned: whether the process that it was forked from had died before it.
+    """
 
     code: int | None = None
     signal: int | None = None
     known: bool = False
+    orphaned: bool = False
     peak_rss_bytes: int | None = None
 
 

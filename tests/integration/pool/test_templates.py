@@ -455,8 +455,35 @@ def test_a_template_that_dies_in_a_storm_of_starts_is_replaced_and_all_become_re
     assert died.exists()
     assert pool.health().status == "healthy"
     stats = pool.stats()
-    assert (stats.start_failures, stats.start_method) == (0, "template")
+    # A worker that was forked a moment before may die with the template: it is started anew, and open() goes on.
+    assert stats.start_failures <= 3
+    assert stats.start_method == "template"
     assert sum(pool.map(lambda n: n, [{"n": n} for n in range(100)])) == 4950
+
+
+def test_a_worker_that_dies_with_its_template_before_it_is_ready_is_started_anew(
+    make_pool: MakePool, module: Module, tmp_path: Path
+) -> None:
+    died = tmp_path / "died"
+    module(
+        "import os, signal, time\n"
+        "forks = 0\n"
+        "def count():\n"
+        "    global forks\n"
+        "    forks += 1\n"
+        f"    if forks == 2 and not os.path.exists({str(died)!r}):\n"
+        f"        open({str(died)!r}, 'w').close()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def stay():\n"
+        f"    if not os.path.exists({str(died)!r}):\n"
+        "        time.sleep(5)\n"
+        "os.register_at_fork(before=count, after_in_child=stay)\n"
+    )
+    pool = make_pool(workers=2, preload="preloaded", start_concurrency=2)
+    stats = pool.stats()
+    assert (stats.start_failures, stats.start_method, stats.exits) == (1, "template", {"boot_error": 1})
+    assert stats.last_exit is not None
+    assert stats.last_exit.detail == "its template died just after it had forked it"
 
 
 def test_templates_that_always_die_as_they_fork_are_an_error(make_pool: MakePool, module: Module) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from dspool.protocol.limits import DUMP_SIGNAL
 from dspool.supervisor.boot import BootFailure
-from dspool.supervisor.exits import Ending, Order, build_report, explain, signal_name
+from dspool.supervisor.exits import TEMPLATE_DIED, Ending, Order, build_report, explain, signal_name
 from dspool.supervisor.memory import OomCounter
 from dspool.supervisor.process import UNKNOWN_STATUS, ExitStatus
 
@@ -30,6 +30,7 @@ def ended_by(signum: int) -> ExitStatus:
     return ExitStatus(signal=signum, known=True)
 
 
+ORPHANED = ExitStatus(orphaned=True)
 KILLED, CRASHED, TERMINATED = ended_by(signal.SIGKILL), ended_by(signal.SIGSEGV), ended_by(signal.SIGTERM)
 
 
@@ -85,6 +86,9 @@ def ending(status: ExitStatus, *orders: Order, ready: bool = True, **more: Any) 
             "boot_error",
             "killed by SIGKILL before it was ready: b",
         ),
+        (ending(ORPHANED, ready=False), "boot_error", TEMPLATE_DIED),
+        (ending(ORPHANED, KILL, ready=False), "timeout", "by a kill"),
+        (ending(ORPHANED), "exited", "its exit status is unknown"),
         (ending(KILLED, KILL, ready=False, failure=BootFailure("no")), "boot_error", "no"),
         (
             ending(UNKNOWN_STATUS, ready=False, failure=BootFailure("slow", reason="start_timeout")),
