@@ -436,21 +436,26 @@ def test_a_templates_death_fails_no_call_and_its_workers_are_replaced(
     assert pool.stats().calls_lost == 0
 
 
-def test_a_template_that_dies_in_a_storm_of_starts_is_replaced_and_all_become_ready(
-    make_pool: MakePool, module: Module, tmp_path: Path
-) -> None:
-    died = tmp_path / "died"
-    module(
+def dies_once(died: Path, *, at_fork: int) -> str:
+    """A module whose first template dies as it is about to fork for the so manyth time; then `died` is there."""
+    return (
         "import os, signal\n"
         "forks = 0\n"
         "def count():\n"
         "    global forks\n"
         "    forks += 1\n"
-        f"    if forks == 5 and not os.path.exists({str(died)!r}):\n"
+        f"    if forks == {at_fork} and not os.path.exists({str(died)!r}):\n"
         f"        open({str(died)!r}, 'w').close()\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "os.register_at_fork(before=count)\n"
     )
+
+
+def test_a_template_that_dies_in_a_storm_of_starts_is_replaced_and_all_become_ready(
+    make_pool: MakePool, module: Module, tmp_path: Path
+) -> None:
+    died = tmp_path / "died"
+    module(dies_once(died, at_fork=5))
     pool = make_pool(workers=12, preload="preloaded", start_concurrency=8)
     assert died.exists()
     assert pool.health().status == "healthy"
@@ -466,18 +471,9 @@ def test_a_worker_that_dies_with_its_template_before_it_is_ready_is_started_anew
 ) -> None:
     died = tmp_path / "died"
     module(
-        "import os, signal, time\n"
-        "forks = 0\n"
-        "def count():\n"
-        "    global forks\n"
-        "    forks += 1\n"
-        f"    if forks == 2 and not os.path.exists({str(died)!r}):\n"
-        f"        open({str(died)!r}, 'w').close()\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "def stay():\n"
-        f"    if not os.path.exists({str(died)!r}):\n"
-        "        time.sleep(5)\n"
-        "os.register_at_fork(before=count, after_in_child=stay)\n"
+        dies_once(died, at_fork=2) + "import time\n"
+        f"stay = lambda: os.path.exists({str(died)!r}) or time.sleep(5)\n"
+        "os.register_at_fork(after_in_child=stay)\n"
     )
     pool = make_pool(workers=2, preload="preloaded", start_concurrency=2)
     stats = pool.stats()
